@@ -1,0 +1,157 @@
+"""What a checkpoint is on disk: whole or not there at all, every file listed, the projection also as its own file."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+MANIFEST = "SHA256SUMS"
+PROJECTION = "projection.safetensors"
+
+
+@contextmanager
+def finished_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
+    """A folder that appears under its name only when it is complete.
+
+    Yields a temporary sibling to write into; on success its files are flushed to the disk and it is renamed to `path`,
+    on an error it is removed. Killed at any moment, nothing is left that looks finished.
+
+    Args:
+        path: Where the folder is to be.
+        replace: Whether an existing folder gives way. It does so only after the new one is complete.
+
+    Raises:
+        FileExistsError: `path` exists and is not empty, and `replace` is off; nothing is written.
+    """
+    path = Path(path)
+    if path.exists() and not replace and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already: choose another name or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
+    try:
+        # mkdtemp makes private folders; a checkpoint gets the permissions any new folder would get.
+        os.umask(umask := os.umask(0))
+        temporary.chmod(0o777 & ~umask)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~umask)
+                _flush(file)
+        _flush(temporary)
+        _rename_over(temporary, path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_over(new: Path, path: Path):
+    if path.is_dir() and any(path.iterdir()):
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
+        os.replace(path, old / path.name)
+        os.replace(new, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, path)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, hexadecimal; reads it in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _listed_files(folder: Path) -> list[str]:
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return sorted(
+        file.as_posix() for file in files if file.name != MANIFEST and file.parts[0] not in {".git", ".cache"}
+    )
+
+
+def write_manifest(folder: str | os.PathLike) -> Path:
+    """Writes `SHA256SUMS` over every file of `folder`, in the format of `sha256sum`, and returns its path."""
+    folder = Path(folder)
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in _listed_files(folder)]
+    manifest = folder / MANIFEST
+    manifest.write_text("".join(lines), encoding="utf-8")
+    return manifest
+
+
+def verify_manifest(folder: str | os.PathLike) -> list[str]:
+    """Problems of `folder` against its `SHA256SUMS`, one sentence each: missing, changed and unlisted files.
+
+    Raises:
+        FileNotFoundError: The folder has no `SHA256SUMS`.
+        ValueError: A line of it is not of the format of `sha256sum`.
+    """
+    folder = Path(folder)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
+    expected = {}
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise ValueError(f"{manifest}, line {number}, is not a line of sha256sum.")
+        expected[name] = digest
+    present = _listed_files(folder)
+    problems = [f"{name} is missing." for name in expected if name not in present]
+    problems += [f"{name} is not listed in {MANIFEST}." for name in present if name not in expected]
+    problems += [
+        f"{name} has changed: its SHA-256 is not the listed one."
+        for name in present
+        if name in expected and sha256(folder / name) != expected[name]
+    ]
+    return problems
+
+
+def save_projection(model: torch.nn.Module, folder: str | os.PathLike, metadata: dict[str, str] | None = None) -> Path:
+    """Writes the trained Linear layer alone, `projection.safetensors`, and returns its path.
+
+    Args:
+        model: A [`JMiniGPT4ForConditionalGeneration`].
+        folder: An existing folder.
+        metadata: What the file shall say of itself, for instance which language model it was trained for.
+    """
+    layer = model.model.language_projection
+    path = Path(folder) / PROJECTION
+    tensors = {"weight": layer.weight.detach().contiguous(), "bias": layer.bias.detach().contiguous()}
+    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path, metadata=metadata)
+    return path
+
+
+def read_projection(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:
+    """Weight `(text_hidden_size, qformer_hidden_size)`, bias `(text_hidden_size,)` and metadata of a projection file,
+    or of the one in a folder.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no projection file.
+    """
+    path = Path(path)
+    path = path / PROJECTION if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("weight"), file.get_tensor("bias"), file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"{path} is not a projection file: it needs the tensors `weight` and `bias`.") from None

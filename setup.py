@@ -1,0 +1,71 @@
+"""Packaging. The repository root is the package `jminigpt4`: the same flat files travel with every checkpoint."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+ROOMS = ("convert", "train", "chat", "evaluate")
+
+
+class BuildRoot(build_py):
+    """Leaves out of the package what merely lies beside it in the root."""
+
+    def find_package_modules(self, package, package_dir):
+        modules = super().find_package_modules(package, package_dir)
+        return [module for module in modules if module[1] not in {"setup", "conftest"}]
+
+
+packages = ["jminigpt4"] + [
+    ".".join(("jminigpt4", *path.parent.relative_to(ROOT).parts))
+    for room in ROOMS
+    for path in sorted((ROOT / room).rglob("__init__.py"))
+]
+
+setup(
+    name="jminigpt4",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"))[1],
+    description="Japanese MiniGPT-4 for the Hugging Face Hub: convert, train, chat, serve, evaluate",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.10",
+    packages=packages,
+    package_dir={package: "/".join(package.split(".")[1:]) or "." for package in packages},
+    package_data={
+        "jminigpt4": ["demo/*", "demo/samples/*"],
+        "jminigpt4.convert": ["formats/*.jinja"],
+        "jminigpt4.train": ["recipes/*.yaml"],
+    },
+    cmdclass={"build_py": BuildRoot},
+    install_requires=[
+        "accelerate>=1.1",
+        "bitsandbytes>=0.46; platform_system != 'Darwin'",
+        "huggingface-hub>=1.0",
+        "numpy",
+        "pillow>=10.1",
+        "safetensors>=0.4.3",
+        "sentencepiece>=0.2",
+        "timm>=1.0.15",
+        "torch>=2.6",
+        "torchvision",
+        "tqdm",
+        "transformers>=5.19,<6",
+        "typer>=0.12",
+    ],
+    extras_require={
+        "train": ["datasets>=3", "matplotlib", "peft>=0.17", "pyyaml"],
+        "chat": ["gradio>=5", "prompt_toolkit"],
+        "evaluate": ["fugashi", "unidic-lite", "rouge-score", "sacrebleu[ja]", "neologdn", "emoji", "matplotlib"],
+        "dev": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "transformers-mlinter", "ty"],
+    },
+    entry_points={"console_scripts": ["jminigpt4 = jminigpt4.cli:main"]},
+    classifiers=[
+        "Natural Language :: Japanese",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
