@@ -465,13 +465,37 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
         """Lets `generate` take query features where it takes pictures: it would drop them unread."""
         query_features = model_kwargs.pop("query_features", None)
-        if query_features is not None and model_kwargs.get("pixel_values") is not None:
+        if model_kwargs.get("pixel_values") is None:
+            model_kwargs.pop("pixel_values", None)  # `None` would be encoded
+        elif query_features is not None:
             raise ValueError("Give the pictures once: as pixel_values or as query_features.")
         model_kwargs = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
         if query_features is not None:
             images = self.get_image_features(query_features=query_features, return_dict=True)
             model_kwargs["mm_encoder_outputs"]["image"] = images
         return model_kwargs
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        *args,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ) -> dict:
+        """A draft model of assisted generation is never told that its first step is one, and would lose the pictures:
+        an empty cache tells it."""
+        if kwargs.get("mm_encoder_outputs") and past_key_values is not None and not is_first_iteration:
+            is_first_iteration = past_key_values.get_seq_length() == 0
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            *args,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
         """Continuous batching, for text only: it takes token ids and would answer about a picture it never saw.

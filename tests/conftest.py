@@ -1,0 +1,142 @@
+"""What the tests share: the originals' numbers, and tiny models built in-process."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
+
+from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
+
+torch.set_num_threads(1)
+
+REFERENCE = Path(__file__).parent / "reference"
+
+# One tiny language model of every family a user may swap in. Initialised so wide that another picture gives another
+# text: with the usual 0.02 the picture would hardly move a logit and every test of it would pass unseen.
+TEXT_CONFIGS = {
+    "gpt_neox": {"intermediate_size": 64, "use_parallel_residual": False, "attention_dropout": 0.1, "hidden_dropout": 0.1},
+    "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
+    "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {"n_inner": 64},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+}
+
+
+def text_config(family: str = "gpt_neox", vocab_size: int = 513, **overrides):
+    """A language model configuration of 2 layers of 32."""
+    sizes = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"max_position_embeddings": 256, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    sizes |= {"initializer_range": 0.3, "tie_word_embeddings": False}
+    return AutoConfig.for_model(family, **{**sizes, **TEXT_CONFIGS[family], **overrides})
+
+
+def tiny_config(family: str = "gpt_neox", image_token_id: int = 512, **text_overrides) -> JMiniGPT4Config:
+    """A whole configuration: 28-pixel pictures, ViT 2 x 32, Q-Former 2 x 32 with 4 queries, language model 2 x 32."""
+    vision = Blip2VisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+        initializer_range=0.3,
+    )
+    qformer = Blip2QFormerConfig(
+        vocab_size=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.3,
+        max_position_embeddings=16,
+    )
+    return JMiniGPT4Config(
+        vision_config=vision,
+        qformer_config=qformer,
+        text_config=text_config(family, **text_overrides),
+        num_query_tokens=4,
+        image_token_id=image_token_id,
+        initializer_range=0.3,
+    )
+
+
+def tiny_model(family: str = "gpt_neox", seed: int = 0, **text_overrides) -> JMiniGPT4ForConditionalGeneration:
+    """A tiny model with seeded random weights, in eval mode."""
+    torch.manual_seed(seed)
+    model = JMiniGPT4ForConditionalGeneration(tiny_config(family, **text_overrides)).eval()
+    model.generation_config.eos_token_id = None  # random weights would stop at random
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """`make_model(family, seed, **text_overrides)`: see [`tiny_model`]."""
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    return tiny_config
+
+
+@pytest.fixture(scope="session")
+def model() -> JMiniGPT4ForConditionalGeneration:
+    """One tiny GPT-NeoX model for all tests that do not change it."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The reference tokenizer, converted, with the image token: 512 pieces, the image token is 512."""
+    from jminigpt4.convert.tokenizer import prepare_tokenizer
+
+    return prepare_tokenizer(REFERENCE / "tokenizer", vocab_size=512)[0]
+
+
+@pytest.fixture(scope="session")
+def make_processor(tokenizer):
+    """`make_processor(prompt_format)`: the processor that belongs to `make_model()`."""
+    from jminigpt4.convert.formats import chat_template_for, prompt_format
+
+    def make(name: str = "article-3.6b") -> JMiniGPT4Processor:
+        chosen = prompt_format(name)
+        return JMiniGPT4Processor(
+            JMiniGPT4ImageProcessor(size={"height": 28, "width": 28}),
+            tokenizer,
+            num_query_tokens=4,
+            chat_template=chat_template_for(chosen, tokenizer),
+            newline=chosen.newline,
+            stop_strings=chosen.stop_strings,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def processor(make_processor) -> JMiniGPT4Processor:
+    return make_processor()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder of the originals' checkpoints and of the tensors that the original code computed from them."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def expected(reference) -> dict:
+    """`{"forward": tensors, "train": tensors, "meta": dict}` of the original code."""
+    return {
+        "forward": load_file(reference / "expected" / "forward.safetensors"),
+        "train": load_file(reference / "expected" / "train.safetensors"),
+        "meta": json.loads((reference / "expected" / "meta.json").read_text(encoding="utf-8")),
+    }
