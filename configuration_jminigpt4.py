@@ -102,10 +102,10 @@ class JMiniGPT4Config(PreTrainedConfig):
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self._check_image_token()
 
-    def validate_architecture(self):
-        """Raises `ValueError` when the image token lies outside the embedding table, where every look-up of a prompt
-        would fail, or when a picture would stand for no token at all."""
+    def _check_image_token(self):
+        # Outside the table every look-up of a prompt would fail, deep in the model and without a name.
         vocab_size = self.text_config.vocab_size
         if not 0 <= self.image_token_id < vocab_size:
             raise ValueError(
