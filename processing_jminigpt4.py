@@ -171,6 +171,8 @@ class JMiniGPT4ImageProcessor(PilBackend):
         image = _upright(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = _eight_bits(np.asarray(image), name)
+        if image.mode == "La":
+            image = image.convert("LA")  # the only way out of this mode that Pillow knows
         if image.has_transparency_data:
             backdrop = Image.new("RGBA", image.size, (*background, 255))
             image = Image.alpha_composite(backdrop, image.convert("RGBA"))
