@@ -1,0 +1,80 @@
+"""`jminigpt4 VERB`: the verbs of all rooms under one name. A room's code is imported when one of its verbs is called."""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .chat import commands as chat
+from .convert import commands as convert
+from .evaluate import commands as evaluate
+from .train import commands as train
+
+app = typer.Typer(
+    name="jminigpt4",
+    help="Japanese MiniGPT-4: show a picture, talk about it in Japanese.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool):
+    if wanted:
+        typer.echo(f"jminigpt4 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+): ...
+
+
+def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False):
+    """Print the versions a bug report needs."""
+    import torch
+
+    packages = ("torch", "torchvision", "transformers", "accelerate", "timm", "safetensors", "huggingface-hub")
+    packages += ("tokenizers", "pillow", "bitsandbytes", "peft", "datasets", "gradio")
+    facts = {"jminigpt4": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in packages:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+VERBS = (
+    *(chat.chat, chat.serve, chat.serve_command),
+    *(convert.convert, convert.verify, convert.publish),
+    *(train.train, train.features, train.data),
+    evaluate.evaluate,
+    env,
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def main():
+    """Runs the command line. What the user can mend is said in one line, with exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo("jminigpt4: " + " ".join(str(error).split()), err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
