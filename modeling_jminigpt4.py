@@ -19,6 +19,7 @@ Sources: the article of rinna Co., Ltd. on Japanese MiniGPT-4 (July 2023); MiniG
 BLIP-2 (arXiv:2301.12597).
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -87,11 +88,24 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
     _keep_in_fp32_modules = ["query_tokens", "qformer", "vision_layernorm", "language_projection"]
+    _modules_never_quantised = (r"(model\.)?(vision_model|vision_layernorm|qformer|language_projection)", "lm_head")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config=None, **kwargs):
+        """Loads a checkpoint; see [`PreTrainedModel.from_pretrained`]. With a `BitsAndBytesConfig` only the language
+        model is quantised, unless `llm_int8_skip_modules` says otherwise: all else is small or, like the projection,
+        what the answers hang on."""
+        if getattr(quantization_config, "llm_int8_skip_modules", ()) is None:
+            quantization_config = copy.deepcopy(quantization_config)
+            quantization_config.llm_int8_skip_modules = list(cls._modules_never_quantised)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        return super().from_pretrained(*args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:

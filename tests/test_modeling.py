@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Blip2QFormerConfig, TimmWrapperConfig
+from transformers import BitsAndBytesConfig, Blip2QFormerConfig, TimmWrapperConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
@@ -205,6 +205,20 @@ def test_sharded_save_and_device_map(make_model, pixel_values, tmp_path):
         again(**inputs, pixel_values=pixel_values).logits, model(**inputs, pixel_values=pixel_values).logits
     )
     assert again.lm_head.weight is again.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantises_the_language_model_only(make_model, pixel_values, tmp_path, bits):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    make_model(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    quantisation = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+    model = JMiniGPT4ForConditionalGeneration.from_pretrained(tmp_path, quantization_config=quantisation)
+    kinds = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
+    quantised = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+    layers = model.model.language_model.layers
+    assert len(quantised) == 4 * len(layers)
+    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    assert model(**padded(*PROMPTS), pixel_values=pixel_values).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
