@@ -318,11 +318,8 @@ class JMiniGPT4Processor(ProcessorMixin):
         template = self.chat_template or ""
         bos = self.tokenizer.bos_token
         start = len(bos) if bos and prompt.startswith(bos) and ("bos_token" in template or bos in template) else 0
-        spelt = [
-            token
-            for token in self.tokenizer.all_special_tokens
-            if len(token) > 1 and token != self.image_token and token not in template
-        ]
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        spelt = [token for token in special if len(token) > 1 and token != self.image_token and token not in template]
         if not spelt:
             return prompt
         pattern = "|".join(re.escape(token) for token in sorted(spelt, key=len, reverse=True))

@@ -7,7 +7,16 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"))[0]
 ROOMS = ("convert", "train", "chat", "evaluate")
+
+
+EXTRAS = {
+    "train": ["datasets>=3", "matplotlib", "peft>=0.17", "pyyaml"],
+    "chat": ["gradio>=5"],
+    "evaluate": ["emoji", "fugashi", "matplotlib", "neologdn", "rouge-score", "sacrebleu[ja]", "unidic-lite"],
+}
+DEV = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "transformers-mlinter", "ty"]
 
 
 class BuildRoot(build_py):
@@ -26,7 +35,7 @@ packages = ["jminigpt4"] + [
 
 setup(
     name="jminigpt4",
-    version=re.search(r'__version__ = "(.+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"))[1],
+    version=VERSION,
     description="Japanese MiniGPT-4 for the Hugging Face Hub: convert, train, chat, serve, evaluate",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -56,12 +65,7 @@ setup(
         "transformers>=5.19,<6",
         "typer>=0.12",
     ],
-    extras_require={
-        "train": ["datasets>=3", "matplotlib", "peft>=0.17", "pyyaml"],
-        "chat": ["gradio>=5", "prompt_toolkit"],
-        "evaluate": ["fugashi", "unidic-lite", "rouge-score", "sacrebleu[ja]", "neologdn", "emoji", "matplotlib"],
-        "dev": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "transformers-mlinter", "ty"],
-    },
+    extras_require={**EXTRAS, "dev": sorted({*DEV, *(needed for extra in EXTRAS.values() for needed in extra)})},
     entry_points={"console_scripts": ["jminigpt4 = jminigpt4.cli:main"]},
     classifiers=[
         "Natural Language :: Japanese",

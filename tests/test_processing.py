@@ -183,8 +183,9 @@ def test_segments_of_a_longer_conversation(processor):
 
 def test_line_breaks_and_stop_strings(make_processor):
     processor = make_processor()
-    ids = encode(processor, [user("一行目\n二行目")])["input_ids"][0].tolist()
-    assert processor.tokenizer("一行目<NL>二行目")["input_ids"] == ids[7:-len(plain(processor, "<NL>システム: "))] or True
+    for typed in ("一行目\n二行目", "一行目\r\n二行目", "一行目<NL>二行目"):
+        ids = encode(processor, [user(typed)])["input_ids"][0].tolist()
+        assert ids == [BOS, *plain(processor, "ユーザー: 一行目<NL>二行目<NL>システム: ")]
     spoken = torch.tensor([plain(processor, "赤<NL>青")])
     assert processor.post_process_image_text_to_text(spoken) == ["赤\n青"]
     assert processor.trim_answer(" 赤<NL>青<NL>ユーザー: もっと") == "赤\n青"

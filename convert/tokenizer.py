@@ -1,0 +1,238 @@
+"""Tokenizers: rinna's SentencePiece model as one `tokenizer.json` that gives the same ids, and the image token for all.
+
+transformers' own reading of rinna's tokenizer folders (class `T5Tokenizer`) gives other ids for nearly every Japanese
+string: it puts a dummy space in front, joins spaces, has no byte fallback and turns unknown characters into `<s>`.
+"""
+
+import json
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import Unigram
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..processing_jminigpt4 import GUARD, IMAGE_TOKEN
+
+# Stands in for ～ (U+FF5E) while NFKC would turn it into ~, which nmt_nfkc does not; a noncharacter, in no text.
+TILDE = "\ufdd1"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
+
+
+def convert_sentencepiece(
+    model_file: str | os.PathLike, tokenizer_config: dict[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
+    """A SentencePiece model as a tokenizer of transformers.
+
+    With `split_special_tokens=True` the ids are those of SentencePiece for any text; without it, special tokens spelt
+    in the text are read as such, as the slow `T5Tokenizer` did. No special token is added.
+
+    Args:
+        model_file: A `spiece.model` of type unigram with byte fallback or an unknown piece.
+        tokenizer_config: Contents of `tokenizer_config.json`, which names the special tokens; by default the file
+            beside the model, or the names rinna uses.
+
+    Raises:
+        ValueError: The model has a setting that no pipeline of `tokenizers` reproduces exactly; it is named.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
+    _refuse_unsupported(proto, model_file)
+    tokenizer = Tokenizer(
+        Unigram(_vocabulary(proto), unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
+    )
+    tokenizer.normalizer = _normalizer(proto, model_file)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_control_starts(proto)), "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
+    # Runs of ▁ are spaces, seen only after normalisation: they stay with the model, which matches them by score.
+    tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in symbols if set(s) != {"▁"}])
+    controls = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, lstrip=True, rstrip=True, normalized=False, special=True) for piece in controls]
+    )
+    names = _special_names(model_file, tokenizer_config)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        **{key: AddedToken(name, lstrip=True, rstrip=True, normalized=False) for key, name in names.items()},
+    )
+
+
+def _refuse_unsupported(proto: Any, model_file: str | os.PathLike):
+    spec = proto.normalizer_spec
+    settings = {
+        "model_type": (proto.trainer_spec.model_type, 1, "unigram"),
+        "add_dummy_prefix": (spec.add_dummy_prefix, False, "off"),
+        "remove_extra_whitespaces": (spec.remove_extra_whitespaces, False, "off"),
+        "escape_whitespaces": (spec.escape_whitespaces, True, "on"),
+        "treat_whitespace_as_suffix": (proto.trainer_spec.treat_whitespace_as_suffix, False, "off"),
+    }
+    for name, (found, needed, word) in settings.items():
+        if found != needed:
+            raise ValueError(
+                f"{model_file}: {name} is {found}; only models with {name} {word}, as rinna's, are converted exactly. "
+                "If the folder has a tokenizer.json, remove the SentencePiece model and convert again."
+            )
+
+
+def _vocabulary(proto: Any) -> list[tuple[str, float]]:
+    """Pieces with their scores; a user-defined symbol has none and enters SentencePiece's lattice with -0.1, so that it
+    beats everything it covers (unigram_model.cc: length times the best score, less 0.1; the best score begins at
+    `FLT_MIN`, which is not the lowest number but practically zero, and no logarithm of a probability is above that)."""
+    return [(piece.piece, -0.1 if piece.type == USER_DEFINED else piece.score) for piece in proto.pieces]
+
+
+def _normalizer(proto: Any, model_file: str | os.PathLike) -> normalizers.Normalizer:
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    steps = [normalizers.Replace(GUARD, "")]
+    if charsmap:
+        # `Precompiled` looks at each grapheme cluster as a whole and passes over longer ones: ｶﾞ, か with a combining
+        # dakuten and Hangul jamo would stay as they are. After NFKC they are single characters.
+        if _normalizes_to_space("\r", model_file):
+            steps.append(normalizers.Replace("\r", " "))  # \r\n is one cluster
+        steps += [normalizers.Replace("～", TILDE), normalizers.NFKC(), normalizers.Replace(TILDE, "～")]
+        steps.append(normalizers.Precompiled(charsmap))
+    steps.append(normalizers.Replace(" ", "▁"))
+    return normalizers.Sequence(steps)
+
+
+def _normalizes_to_space(text: str, model_file: str | os.PathLike) -> bool:
+    return SentencePieceProcessor(model_file=str(model_file)).normalize(f"あ{text}い") == "あ▁い"
+
+
+def _control_starts(proto: Any) -> str:
+    """Regular expression of the first character of every control piece and byte piece spelt in plain text: the text is
+    split behind it, so that the model never sees such a piece whole."""
+    controls = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL) and len(piece.piece) > 1]
+    starts = [f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in controls]
+    return "|".join([*starts, "<(?=0x[0-9A-F]{2}>)"])
+
+
+def _special_names(model_file: str | os.PathLike, tokenizer_config: dict[str, Any] | None) -> dict[str, str]:
+    beside = Path(model_file).parent / "tokenizer_config.json"
+    if tokenizer_config is None and beside.is_file():
+        tokenizer_config = json.loads(beside.read_text(encoding="utf-8"))
+    rinna = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    given = tokenizer_config if tokenizer_config is not None else rinna
+    named = {key: given[key] for key in SPECIAL_TOKENS if given.get(key)}
+    return {key: name["content"] if isinstance(name, dict) else name for key, name in named.items()}
+
+
+def prepare_tokenizer(
+    folder: str | os.PathLike, vocab_size: int, image_token: str = IMAGE_TOKEN
+) -> tuple[PreTrainedTokenizerFast, int]:
+    """The tokenizer of a language model, with the image token, ready to be saved with a checkpoint.
+
+    The image token gets the first id that the tokenizer does not use. Where the embedding table is padded this is one
+    of its spare rows; where it is exactly full, it is `vocab_size`, and the caller has to grow the table by a row. The
+    ids of all other tokens stay what they are.
+
+    Args:
+        folder: Folder of the language model, with `spiece.model` (converted) or `tokenizer.json`.
+        vocab_size: Rows of the embedding table.
+        image_token: How the image token is spelt in prompts.
+
+    Returns:
+        The tokenizer and the id of the image token.
+
+    Raises:
+        FileNotFoundError: The folder holds no tokenizer.
+        ValueError: It has no fast tokenizer, or the tokenizer has more tokens than the table has rows.
+    """
+    tokenizer = _load(Path(folder))
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer of {folder} has {len(tokenizer)} tokens but the embedding table {vocab_size} rows: "
+            "tokenizer and weights are not of the same model."
+        )
+    backend = tokenizer.backend_tokenizer
+    _read_through_the_guard(backend)
+    # It would add tokens behind the back of the chat template, which writes BOS itself.
+    backend.post_processor = None
+    names = {key: name for key, name in tokenizer.special_tokens_map.items() if key in SPECIAL_TOKENS}
+    names.setdefault("pad_token", tokenizer.eos_token)
+    known = tokenizer.added_tokens_decoder.values()
+    prepared = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        extra_special_tokens={"image_token": AddedToken(image_token, normalized=False, special=True)},
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        **{key: next((token for token in known if token.content == name), name) for key, name in names.items()},
+    )
+    return prepared, prepared.convert_tokens_to_ids(image_token)
+
+
+def _load(folder: Path) -> PreTrainedTokenizerFast:
+    models = sorted(folder.glob("*.model"))
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    elif models:
+        return convert_sentencepiece(models[0])
+    else:
+        raise FileNotFoundError(f"{folder} has neither tokenizer.json nor a SentencePiece model: it has no tokenizer.")
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{folder}: {type(tokenizer).__name__} has no fast tokenizer, which prompts with pictures need.")
+    return tokenizer
+
+
+def _read_through_the_guard(backend: Tokenizer):
+    """Has the normalizer remove the guard, and special tokens be sought before that."""
+    steps = [normalizers.Replace(GUARD, "")]
+    if backend.normalizer is not None:
+        steps.append(backend.normalizer)
+    backend.normalizer = normalizers.Sequence(steps)
+    exposed = [token for token in backend.get_added_tokens_decoder().values() if token.special and token.normalized]
+    for token in exposed:
+        token.normalized = False
+    backend.add_special_tokens(exposed)
+
+
+def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike) -> tuple[int, int]:
+    """How many strings of a built-in corpus get other ids than SentencePiece gives them, and how many there are.
+
+    Left out are runs of more spaces than the longest symbol for them, where there is one (rinna's 4b): they can be cut
+    in several equally good ways, among which SentencePiece's choice hangs on the rounding of its sums.
+    """
+    reference = SentencePieceProcessor(model_file=str(model_file))
+    pieces = map(reference.id_to_piece, range(reference.get_piece_size()))
+    longest = max((len(piece) for piece in pieces if set(piece) == {"▁"}), default=1)
+    long_run = re.compile("▁{%d}" % (longest + 1) if longest > 1 else "(?!)")
+    corpus = [text for text in generated_text(5_000) if not long_run.search(reference.normalize(text))]
+    ids = tokenizer(corpus, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return sum(a != b for a, b in zip(ids, reference.encode(corpus), strict=True)), len(corpus)
+
+
+ALPHABETS = (
+    "".join(map(chr, range(0x3041, 0x30FF))),  # hiragana, katakana
+    "".join(map(chr, range(0x4E00, 0x4E00 + 2000))),
+    "".join(map(chr, range(0xFF01, 0xFF9F))),  # full-width Latin, half-width katakana
+    "ｶﾞｷﾞﾊﾟか゛が\u3099は\u309aウ\u3099～〜ー…―‥・「」、。？！",
+    "abcXYZ019 .,!?-_'\"()#@/\\",
+    "     　\t\n\r\u00a0\u200b\ufeff",
+    "😀🐈👨‍👩‍👧🇯🇵①㌔㍻ﬁéüßΩжक한글ᄒ\u1161\u11abไทย",
+    "\u0001\u0007\u007f\u0085\u2028\ufffd",
+)
+SPELLINGS = ("<s>", "</s>", "[PAD]", "[UNK]", "[MASK]", "<0x41>", "＜／ｓ＞", "<NL>", "ユーザー: ", "▁", "</", "0x0A>")
+
+
+def generated_text(count: int, seed: int = 0):
+    """Yields `count` strings of Japanese and mixed text with all that makes tokenizers differ: half-width kana,
+    combining marks, runs of spaces, line breaks, control characters, emoji, spelt control pieces."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        parts = []
+        for _ in range(chance.randint(1, 5)):
+            if chance.random() < 0.15:
+                parts.append(chance.choice(SPELLINGS))
+            else:
+                alphabet = chance.choice(ALPHABETS)
+                parts.append("".join(chance.choice(alphabet) for _ in range(chance.randint(1, 8))))
+        yield "".join(parts)

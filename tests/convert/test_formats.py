@@ -1,0 +1,92 @@
+"""The prompt formats, to the character."""
+
+import pytest
+
+from jminigpt4.convert.formats import FORMATS, chat_template_for, prompt_format
+
+PICTURE = {"type": "image"}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def render(make_processor, name, messages, **options):
+    return make_processor(name).apply_chat_template(messages, **options)
+
+
+DIALOGUE = [
+    {"role": "user", "content": [PICTURE, text("What is this?")]},
+    {"role": "assistant", "content": [text("a dog")]},
+    {"role": "user", "content": [text("What breed?")]},
+]
+
+
+def test_article(make_processor):
+    assert render(make_processor, "article-3.6b", DIALOGUE[:1], add_generation_prompt=True) == (
+        "<s>ユーザー: <IMG><ImageHere></IMG> What is this?<NL>システム: "
+    )
+    caption = [{"role": "user", "content": [PICTURE]}]
+    assert render(make_processor, "article-3.6b", caption, add_generation_prompt=True) == (
+        "<s>ユーザー: <IMG><ImageHere></IMG><NL>システム: "
+    )
+    assert render(make_processor, "article-3.6b", DIALOGUE, add_generation_prompt=True) == (
+        "<s>ユーザー: <IMG><ImageHere></IMG> What is this?<NL>システム: a dog<NL>ユーザー: What breed?<NL>システム: "
+    )
+    two = [{"role": "user", "content": [PICTURE, PICTURE, text("違いは?")]}]
+    assert render(make_processor, "article-3.6b", two) == (
+        "<s>ユーザー: <IMG><ImageHere></IMG><IMG><ImageHere></IMG> 違いは?"
+    )
+    persona = [{"role": "system", "content": "語尾は「にゃ」。"}, {"role": "user", "content": "誰?"}]
+    assert render(make_processor, "article-3.6b", persona, add_generation_prompt=True) == (
+        "<s>語尾は「にゃ」。<NL>ユーザー: 誰?<NL>システム: "
+    )
+
+
+def test_rinna_4b(make_processor):
+    assert render(make_processor, "rinna-4b", DIALOGUE[:1], add_generation_prompt=True) == (
+        "ユーザー: <Img><ImageHere></Img> What is this?\nシステム: "
+    )
+
+
+def test_minigpt4_as_recorded(make_processor, expected):
+    recorded = expected["meta"]["prompt_formats"]
+    one, three = (render(make_processor, "minigpt4", DIALOGUE[:n], add_generation_prompt=True) for n in (1, 3))
+    assert one == "<s>" + recorded["minigpt4_v1_demo_turn1"]
+    assert three == "<s>" + recorded["minigpt4_v1_demo_turn2"]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatml"])
+def test_a_conversation_continues_its_beginning(make_processor, name):
+    messages = [{"role": "system", "content": "短く"}, *DIALOGUE, {"role": "assistant", "content": "柴犬"}]
+    whole = render(make_processor, name, messages)
+    for turn in (2, 4):
+        prompt = render(make_processor, name, messages[:turn], add_generation_prompt=True)
+        assert whole.startswith(prompt)
+        assert whole.startswith(render(make_processor, name, messages[: turn + 1]))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatml"])
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"role": "tool", "content": "x"}, "Unknown role 'tool'"),
+        ({"role": "user", "content": [{"type": "video"}]}, "cannot hold a part of type 'video'"),
+        ({"role": "assistant", "content": [{"type": "image"}]}, "cannot hold a part of type 'image'"),
+    ],
+)
+def test_refuses_what_it_does_not_know(make_processor, name, message, error):
+    with pytest.raises(Exception, match=error):
+        render(make_processor, name, [message])
+
+
+def test_names(tokenizer):
+    with pytest.raises(ValueError, match="no prompt format 'vicuna': choose one of article-3.6b, rinna-4b, minigpt4"):
+        prompt_format("vicuna")
+    with pytest.raises(ValueError, match=r"has no <\|im_start\|>"):
+        chat_template_for(prompt_format("chatml"), tokenizer)
+
+
+def test_guards_follow_the_tokenizer(tokenizer):
+    template = chat_template_for(prompt_format("article-3.6b"), tokenizer)
+    assert '{%- set control_starts = ["<", "["] -%}' in template
