@@ -1,4 +1,4 @@
-"""`jminigpt4 VERB`: the verbs of all rooms under one name. A room's code is imported when one of its verbs is called."""
+"""`jminigpt4 VERB`: the verbs of all rooms. A room's code is imported when one of its verbs is called."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers: rinna's SentencePiece model as one `tokenizer.json` that gives the same ids, and the image token for all.
+"""Tokenizers: rinna's SentencePiece model as a `tokenizer.json` that gives the same ids, and the image token for all.
 
 transformers' own reading of rinna's tokenizer folders (class `T5Tokenizer`) gives other ids for nearly every Japanese
 string: it puts a dummy space in front, joins spaces, has no byte fallback and turns unknown characters into `<s>`.
@@ -83,7 +83,7 @@ def _refuse_unsupported(proto: Any, model_file: str | os.PathLike):
 
 
 def _vocabulary(proto: Any) -> list[tuple[str, float]]:
-    """Pieces with their scores; a user-defined symbol has none and enters SentencePiece's lattice with -0.1, so that it
+    """Pieces and scores; a user-defined symbol has none and enters SentencePiece's lattice with -0.1, so that it
     beats everything it covers (unigram_model.cc: length times the best score, less 0.1; the best score begins at
     `FLT_MIN`, which is not the lowest number but practically zero, and no logarithm of a probability is above that)."""
     return [(piece.piece, -0.1 if piece.type == USER_DEFINED else piece.score) for piece in proto.pieces]

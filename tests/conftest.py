@@ -21,7 +21,12 @@ REFERENCE = Path(__file__).parent / "reference"
 # One tiny language model of every family a user may swap in. Initialised so wide that another picture gives another
 # text: with the usual 0.02 the picture would hardly move a logit and every test of it would pass unseen.
 TEXT_CONFIGS = {
-    "gpt_neox": {"intermediate_size": 64, "use_parallel_residual": False, "attention_dropout": 0.1, "hidden_dropout": 0.1},
+    "gpt_neox": {
+        "intermediate_size": 64,
+        "use_parallel_residual": False,
+        "attention_dropout": 0.1,
+        "hidden_dropout": 0.1,
+    },
     "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
     "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},

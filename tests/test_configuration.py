@@ -16,7 +16,12 @@ def test_default_is_the_article():
     assert (vision.image_size, vision.patch_size, vision.layer_norm_eps) == (224, 14, 1e-6)
     assert (qformer.num_hidden_layers, qformer.hidden_size, qformer.encoder_hidden_size) == (12, 768, 1408)
     assert (config.num_query_tokens, config.vision_layernorm_eps) == (32, 1e-5)
-    assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads, text.vocab_size) == (36, 2816, 22, 32000)
+    assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads, text.vocab_size) == (
+        36,
+        2816,
+        22,
+        32000,
+    )
     assert text.rope_parameters["partial_rotary_factor"] == 1.0
     assert text.use_parallel_residual is False
 
@@ -28,9 +33,11 @@ def test_shapes_are_those_of_the_originals(reference):
     sizes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     assert sizes["model.query_tokens"] == (1, 32, 768)
     assert sizes["model.language_projection.weight"] == (2816, 768)
-    assert sum(parameter.numel() for parameter in model.model.vision_model.encoder.parameters()) + sum(
-        parameter.numel() for parameter in model.model.vision_model.embeddings.parameters()
-    ) == 985_894_528 + 39 * 1408  # the middle third of every qkv bias, always zero, is a parameter of the stock ViT
+    assert (
+        sum(parameter.numel() for parameter in model.model.vision_model.encoder.parameters())
+        + sum(parameter.numel() for parameter in model.model.vision_model.embeddings.parameters())
+        == 985_894_528 + 39 * 1408
+    )  # the middle third of every qkv bias, always zero, is a parameter of the stock ViT
     language = sum(parameter.numel() for parameter in model.model.language_model.parameters())
     assert language + model.lm_head.weight.numel() == 3_607_245_312
 
@@ -57,5 +64,7 @@ def test_qformer_follows_the_encoder(make_config):
 
 @pytest.mark.parametrize("image_token_id", [-1, 513])
 def test_image_token_must_be_in_the_table(make_config, image_token_id):
-    with pytest.raises(ValueError, match=f"image_token_id {image_token_id} is outside the embedding table of 513 rows"):
+    with pytest.raises(
+        ValueError, match=f"image_token_id {image_token_id} is outside the embedding table of 513 rows"
+    ):
         make_config(image_token_id=image_token_id)

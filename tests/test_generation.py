@@ -65,7 +65,9 @@ def test_beams_and_return_sequences(model, batch, pixel_values, features):
     """Two pictures in one prompt, expanded to beams: [A, B] must become [A, B, A, B], not [A, A, B, B]."""
     options = {"num_beams": 3, "num_return_sequences": 2}
     pictures = (pixel_values[:1], pixel_values[1:], None)
-    alone = [row for prompt, own in zip(PROMPTS, pictures, strict=True) for row in single(model, prompt, own, **options)]
+    alone = [
+        row for prompt, own in zip(PROMPTS, pictures, strict=True) for row in single(model, prompt, own, **options)
+    ]
     if features:
         batch = {**batch, "query_features": model.get_query_features(pixel_values)}
         del batch["pixel_values"]

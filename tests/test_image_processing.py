@@ -53,7 +53,25 @@ def test_picture_array_and_file_give_the_same(image_processor, reference, name):
 
 
 RGB = (200, 40, 90)
-MODES = ["RGB", "RGBA", "RGBX", "L", "LA", "La", "RGBa", "P", "PA", "1", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "I", "F"]
+MODES = [
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "L",
+    "LA",
+    "La",
+    "RGBa",
+    "P",
+    "PA",
+    "1",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I;16",
+    "I",
+    "F",
+]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -70,7 +88,17 @@ def test_every_mode_of_pillow(image_processor, mode):
     rgb = np.asarray(image_processor.to_rgb(picture))
     assert rgb.shape == (4, 6, 3)
     grey = round(0.299 * RGB[0] + 0.587 * RGB[1] + 0.114 * RGB[2])
-    close = {"RGB": RGB, "RGBA": RGB, "RGBX": RGB, "CMYK": RGB, "YCbCr": RGB, "HSV": RGB, "RGBa": RGB, "P": RGB, "PA": RGB}
+    close = {
+        "RGB": RGB,
+        "RGBA": RGB,
+        "RGBX": RGB,
+        "CMYK": RGB,
+        "YCbCr": RGB,
+        "HSV": RGB,
+        "RGBa": RGB,
+        "P": RGB,
+        "PA": RGB,
+    }
     close |= {"L": (grey,) * 3, "LA": (grey,) * 3, "La": (grey,) * 3, "I": (grey,) * 3, "F": (grey,) * 3}
     close |= {"I;16": (128,) * 3}
     if mode in close:

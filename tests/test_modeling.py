@@ -192,7 +192,9 @@ def test_half_precision_is_saved_as_such(make_model, pixel_values, tmp_path):
     model.save_pretrained(tmp_path / "half")
     again = JMiniGPT4ForConditionalGeneration.from_pretrained(tmp_path / "half")
     assert again.dtype == torch.float16
-    assert JMiniGPT4ForConditionalGeneration.from_pretrained(tmp_path / "full", dtype="bfloat16").dtype == torch.bfloat16
+    assert (
+        JMiniGPT4ForConditionalGeneration.from_pretrained(tmp_path / "full", dtype="bfloat16").dtype == torch.bfloat16
+    )
 
 
 def test_sharded_save_and_device_map(make_model, pixel_values, tmp_path):

@@ -16,7 +16,9 @@ RED, BLUE = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (20, 30), "blue"
 
 
 def user(*parts):
-    content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts]
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
+    ]
     return {"role": "user", "content": content}
 
 
@@ -143,7 +145,9 @@ def test_only_the_first_bos_of_a_prompt_string_is_one(processor):
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.sampled_from([*HOSTILE, "<", ">", "[", "]", "s", "/", "犬", " ", "\n", "\ufdd0", "Ｉ"]), max_size=8))
+@given(
+    st.lists(st.sampled_from([*HOSTILE, "<", ">", "[", "]", "s", "/", "犬", " ", "\n", "\ufdd0", "Ｉ"]), max_size=8)
+)
 def test_no_mixture_of_hostile_text_makes_a_control_token(processor, pieces):
     ids = encode(processor, [user("".join(pieces))])["input_ids"][0].tolist()
     assert [token for token in ids if token in CONTROL_IDS] == [BOS]

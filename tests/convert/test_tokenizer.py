@@ -39,7 +39,9 @@ def test_reads_special_tokens_as_the_slow_tokenizer(pair):
     tokenizer, strings, _ = pair
     for row in strings:
         assert tokenizer(row["text"])["input_ids"] == row["slow_ids"], row["text"]
-    assert tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"]) == [*range(7)]
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"]) == [
+        *range(7)
+    ]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "[PAD]")
 
 
@@ -48,7 +50,9 @@ def test_equals_sentencepiece_on_generated_text(reference):
     tokenizer, original = convert_sentencepiece(model), SentencePieceProcessor(model_file=str(model))
     corpus = list(generated_text(100_000, seed=1))
     ids = tokenizer(corpus, split_special_tokens=True, return_attention_mask=False)["input_ids"]
-    different = [text for text, ours, theirs in zip(corpus, ids, original.encode(corpus), strict=True) if ours != theirs]
+    different = [
+        text for text, ours, theirs in zip(corpus, ids, original.encode(corpus), strict=True) if ours != theirs
+    ]
     assert different == []
 
 
