@@ -20,7 +20,7 @@ BLIP-2 (arXiv:2301.12597).
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import transformers
@@ -36,20 +36,26 @@ from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel, Generat
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+    ModelOutput,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_jminigpt4 import JMiniGPT4Config
 
+# transformers 5.24 calls `cache` what was `past_key_values` before, in arguments as in outputs.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+
 
 @auto_docstring(custom_intro="Output of [`JMiniGPT4Model`].")
 @dataclass
 class JMiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
     r"""
-    past_key_values (`Cache`, *optional*):
-        Keys and values of the language model for the positions seen so far.
     image_hidden_states (`torch.Tensor`, *optional*):
         Projected query features that replaced the image tokens, `(num_images, num_query_tokens, text_hidden_size)`.
     """
@@ -59,23 +65,16 @@ class JMiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
 
 @auto_docstring(custom_intro="Output of [`JMiniGPT4ForConditionalGeneration`].")
 @dataclass
-class JMiniGPT4CausalLMOutputWithPast(ModelOutput):
+class JMiniGPT4CausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     loss (`torch.Tensor` of shape `(1,)`, *optional*):
         Next-token loss, the mean over all labels that are not -100.
     logits (`torch.Tensor` of shape `(batch_size, kept_positions, vocab_size)`):
         Scores of the next token. The image token's is the lowest number of the dtype: it is never spoken.
-    past_key_values (`Cache`, *optional*):
-        Keys and values of the language model for the positions seen so far.
     image_hidden_states (`torch.Tensor`, *optional*):
         Projected query features that replaced the image tokens, `(num_images, num_query_tokens, text_hidden_size)`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -85,7 +84,7 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
     # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
     _keep_in_fp32_modules = ["query_tokens", "qformer", "vision_layernorm", "language_projection"]
     _modules_never_quantised = (r"(model\.)?(vision_model|vision_layernorm|qformer|language_projection)", "lm_head")
@@ -310,11 +309,14 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         query_features: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JMiniGPT4ModelOutputWithPast:
         r"""
         query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
             Output of `get_query_features`, in the place of `pixel_values`.
+        cache (`Cache`, *optional*):
+            Keys and values of the positions seen before; `past_key_values` under its newer name.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -345,17 +347,12 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **{CACHE_NAME: past_key_values if cache is None else cache},
             **kwargs,
         )
-        return JMiniGPT4ModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=images.pooler_output if images is not None else None,
-        )
+        image_hidden_states = images.pooler_output if images is not None else None
+        return JMiniGPT4ModelOutputWithPast(**outputs, image_hidden_states=image_hidden_states)
 
 
 @auto_docstring(custom_intro="Japanese MiniGPT-4: the model that answers.")
@@ -421,11 +418,14 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JMiniGPT4CausalLMOutputWithPast:
         r"""
         query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
             Output of `get_query_features`, in the place of `pixel_values`.
+        cache (`Cache`, *optional*):
+            Keys and values of the positions seen before; `past_key_values` under its newer name.
 
         Example:
 
@@ -451,6 +451,7 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             query_features=query_features,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -467,14 +468,8 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return JMiniGPT4CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-        )
+        passed_on = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return JMiniGPT4CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
         """Lets `generate` take query features where it takes pictures: it would drop them unread."""
@@ -496,18 +491,20 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool = False,
+        cache: Cache | None = None,
         **kwargs,
     ) -> dict:
         """A draft model of assisted generation is never told that its first step is one, and would lose the pictures:
         an empty cache tells it."""
-        if kwargs.get("mm_encoder_outputs") and past_key_values is not None and not is_first_iteration:
-            is_first_iteration = past_key_values.get_seq_length() == 0
+        cache = past_key_values if cache is None else cache
+        if kwargs.get("mm_encoder_outputs") and cache is not None and not is_first_iteration:
+            is_first_iteration = cache.get_seq_length() == 0
         return super().prepare_inputs_for_generation(
             input_ids,
             *args,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
 
