@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,15 @@ def convert_sentencepiece(
 ) -> PreTrainedTokenizerFast:
     """A SentencePiece model as a tokenizer of transformers.
 
-    With `split_special_tokens=True` the ids are those of SentencePiece for any text; without it, special tokens spelt
-    in the text are read as such, as the slow `T5Tokenizer` did. No special token is added.
+    With `split_special_tokens=True` the ids are those of SentencePiece; without it, special tokens spelt in the text
+    are read as such, as the slow `T5Tokenizer` did. No special token is added.
+
+    Other ids are possible for the noncharacters U+FDD0 and U+FDD1, for U+0344, for several combining marks in a row
+    that Unicode's canonical order rearranges and SentencePiece leaves (none of them in ordinary Japanese), and for runs
+    of more spaces than the longest symbol for them (see [`compare_with_sentencepiece`]).
 
     Args:
-        model_file: A `spiece.model` of type unigram with byte fallback or an unknown piece.
+        model_file: A `spiece.model` of type unigram with byte fallback.
         tokenizer_config: Contents of `tokenizer_config.json`, which names the special tokens; by default the file
             beside the model, or the names rinna uses.
 
@@ -46,12 +51,12 @@ def convert_sentencepiece(
         Unigram(_vocabulary(proto), unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
     )
     tokenizer.normalizer = _normalizer(proto, model_file)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_control_starts(proto)), "merged_with_previous")
+    controls = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
+    tokenizer.pre_tokenizer = _split_in_controls(controls)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     # Runs of ▁ are spaces, seen only after normalisation: they stay with the model, which matches them by score.
     tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in symbols if set(s) != {"▁"}])
-    controls = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
     tokenizer.add_special_tokens(
         [AddedToken(piece, lstrip=True, rstrip=True, normalized=False, special=True) for piece in controls]
     )
@@ -66,19 +71,23 @@ def convert_sentencepiece(
 
 
 def _refuse_unsupported(proto: Any, model_file: str | os.PathLike):
-    spec = proto.normalizer_spec
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    short = [piece.piece for piece in proto.pieces if piece.type == CONTROL and len(piece.piece) == 1]
     settings = {
-        "model_type": (proto.trainer_spec.model_type, 1, "unigram"),
-        "add_dummy_prefix": (spec.add_dummy_prefix, False, "off"),
-        "remove_extra_whitespaces": (spec.remove_extra_whitespaces, False, "off"),
-        "escape_whitespaces": (spec.escape_whitespaces, True, "on"),
-        "treat_whitespace_as_suffix": (proto.trainer_spec.treat_whitespace_as_suffix, False, "off"),
+        "model_type": (trainer.model_type, (1,), "unigram"),
+        "byte_fallback": (trainer.byte_fallback, (True,), "on"),
+        "add_dummy_prefix": (spec.add_dummy_prefix, (False,), "off"),
+        "remove_extra_whitespaces": (spec.remove_extra_whitespaces, (False,), "off"),
+        "escape_whitespaces": (spec.escape_whitespaces, (True,), "on"),
+        "treat_whitespace_as_suffix": (trainer.treat_whitespace_as_suffix, (False,), "off"),
+        "normalization_rule_name": (spec.name, ("nmt_nfkc", "nfkc", "identity"), "nmt_nfkc, nfkc or identity"),
+        "control_symbols": (short, ([],), "of two characters or more"),
     }
-    for name, (found, needed, word) in settings.items():
-        if found != needed:
+    for name, (found, exact, words) in settings.items():
+        if found not in exact:
             raise ValueError(
-                f"{model_file}: {name} is {found}; only models with {name} {word}, as rinna's, are converted exactly. "
-                "If the folder has a tokenizer.json, remove the SentencePiece model and convert again."
+                f"{model_file}: {name} is {found}; only models with {name} {words}, as rinna's, are converted exactly. "
+                "Give a folder that has the tokenizer as tokenizer.json, and not this file."
             )
 
 
@@ -95,24 +104,26 @@ def _normalizer(proto: Any, model_file: str | os.PathLike) -> normalizers.Normal
     if charsmap:
         # `Precompiled` looks at each grapheme cluster as a whole and passes over longer ones: ｶﾞ, か with a combining
         # dakuten and Hangul jamo would stay as they are. After NFKC they are single characters.
-        if _normalizes_to_space("\r", model_file):
+        normalize = SentencePieceProcessor(model_file=str(model_file)).normalize
+        if normalize("あ\rい") == "あ▁い":
             steps.append(normalizers.Replace("\r", " "))  # \r\n is one cluster
-        steps += [normalizers.Replace("～", TILDE), normalizers.NFKC(), normalizers.Replace(TILDE, "～")]
-        steps.append(normalizers.Precompiled(charsmap))
+        nfkc = [normalizers.NFKC()]
+        if normalize("～") == "～":
+            nfkc = [normalizers.Replace("～", TILDE), *nfkc, normalizers.Replace(TILDE, "～")]
+        steps += [*nfkc, normalizers.Precompiled(charsmap)]
     steps.append(normalizers.Replace(" ", "▁"))
     return normalizers.Sequence(steps)
 
 
-def _normalizes_to_space(text: str, model_file: str | os.PathLike) -> bool:
-    return SentencePieceProcessor(model_file=str(model_file)).normalize(f"あ{text}い") == "あ▁い"
-
-
-def _control_starts(proto: Any) -> str:
-    """Regular expression of the first character of every control piece and byte piece spelt in plain text: the text is
-    split behind it, so that the model never sees such a piece whole."""
-    controls = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL) and len(piece.piece) > 1]
-    starts = [f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in controls]
-    return "|".join([*starts, "<(?=0x[0-9A-F]{2}>)"])
+def _split_in_controls(spellings: Iterable[str]) -> pre_tokenizers.PreTokenizer:
+    """Parts text behind the first character of every control token and byte piece that is spelt in it, so that the
+    model never sees one whole: among the pieces of a unigram model they are."""
+    rests = {"<": ["0x[0-9A-F]{2}>"]}
+    for spelling in spellings:
+        if len(spelling) > 1:
+            rests.setdefault(spelling[0], []).append(re.escape(spelling[1:]))
+    starts = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+    return pre_tokenizers.Split(Regex(starts), "merged_with_previous")
 
 
 def _special_names(model_file: str | os.PathLike, tokenizer_config: dict[str, Any] | None) -> dict[str, str]:
@@ -135,7 +146,8 @@ def prepare_tokenizer(
     ids of all other tokens stay what they are.
 
     Args:
-        folder: Folder of the language model, with `spiece.model` (converted) or `tokenizer.json`.
+        folder: Folder of the language model, with `spiece.model` (converted, whatever lies beside it) or the files of
+            a fast tokenizer.
         vocab_size: Rows of the embedding table.
         image_token: How the image token is spelt in prompts.
 
@@ -144,7 +156,8 @@ def prepare_tokenizer(
 
     Raises:
         FileNotFoundError: The folder holds no tokenizer.
-        ValueError: It has no fast tokenizer, or the tokenizer has more tokens than the table has rows.
+        ValueError: It has no fast tokenizer, or one with a setting that cannot be kept, or the tokenizer has more
+            tokens than the table has rows.
     """
     tokenizer = _load(Path(folder))
     if len(tokenizer) > vocab_size:
@@ -152,13 +165,12 @@ def prepare_tokenizer(
             f"The tokenizer of {folder} has {len(tokenizer)} tokens but the embedding table {vocab_size} rows: "
             "tokenizer and weights are not of the same model."
         )
-    backend = tokenizer.backend_tokenizer
-    _read_through_the_guard(backend)
+    backend = _read_through_the_guard(tokenizer.backend_tokenizer)
     # It would add tokens behind the back of the chat template, which writes BOS itself.
     backend.post_processor = None
     names = {key: name for key, name in tokenizer.special_tokens_map.items() if key in SPECIAL_TOKENS}
     names.setdefault("pad_token", tokenizer.eos_token)
-    known = tokenizer.added_tokens_decoder.values()
+    known = backend.get_added_tokens_decoder().values()
     prepared = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         extra_special_tokens={"image_token": AddedToken(image_token, normalized=False, special=True)},
@@ -172,27 +184,35 @@ def prepare_tokenizer(
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:
     models = sorted(folder.glob("*.model"))
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    elif models:
+    files = {file.name for file in folder.glob("*.json")}
+    # A tokenizer.json beside spiece.model is what transformers made of it, and wrong; beside Llama's tokenizer.model
+    # it is the publisher's own.
+    if (folder / "spiece.model").is_file():
+        return convert_sentencepiece(folder / "spiece.model")
+    if models and "tokenizer.json" not in files:
         return convert_sentencepiece(models[0])
-    else:
+    if not files & {"tokenizer.json", "vocab.json"}:
         raise FileNotFoundError(f"{folder} has neither tokenizer.json nor a SentencePiece model: it has no tokenizer.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{folder}: {type(tokenizer).__name__} has no fast tokenizer, which prompts with pictures need.")
     return tokenizer
 
 
-def _read_through_the_guard(backend: Tokenizer):
-    """Has the normalizer remove the guard, and special tokens be sought before that."""
-    steps = [normalizers.Replace(GUARD, "")]
-    if backend.normalizer is not None:
-        steps.append(backend.normalizer)
-    backend.normalizer = normalizers.Sequence(steps)
-    exposed = [token for token in backend.get_added_tokens_decoder().values() if token.special and token.normalized]
-    for token in exposed:
-        token.normalized = False
-    backend.add_special_tokens(exposed)
+def _read_through_the_guard(backend: Tokenizer) -> Tokenizer:
+    """Special tokens are sought in the text as it was written; then the normalizer removes the guard, and a spelling
+    that it parted stays in parts."""
+    state = json.loads(backend.to_str())  # added tokens cannot be changed in place
+    special = [token for token in state["added_tokens"] if token["special"]]
+    for token in special:
+        token["normalized"] = False
+    backend = Tokenizer.from_str(json.dumps(state))
+    own = [step for step in (backend.normalizer,) if step is not None]
+    backend.normalizer = normalizers.Sequence([normalizers.Replace(GUARD, ""), *own])
+    own = [step for step in (backend.pre_tokenizer,) if step is not None]
+    split = _split_in_controls(token["content"] for token in special)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*own, split])
+    return backend
 
 
 def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike) -> tuple[int, int]:
@@ -223,7 +243,7 @@ ALPHABETS = (
 SPELLINGS = ("<s>", "</s>", "[PAD]", "[UNK]", "[MASK]", "<0x41>", "＜／ｓ＞", "<NL>", "ユーザー: ", "▁", "</", "0x0A>")
 
 
-def generated_text(count: int, seed: int = 0):
+def generated_text(count: int, seed: int = 0) -> Iterator[str]:
     """Yields `count` strings of Japanese and mixed text with all that makes tokenizers differ: half-width kana,
     combining marks, runs of spaces, line breaks, control characters, emoji, spelt control pieces."""
     chance = random.Random(seed)
