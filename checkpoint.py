@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PROJECTION = "projection.safetensors"
 
 
 @contextmanager
-def finished_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
+def finished_folder(path: str | os.PathLike, replace: bool = False) -> Generator[Path]:
     """A folder that appears under its name only when it is complete.
 
     Yields a temporary sibling to write into; on success its files are flushed to the disk and it is renamed to `path`,

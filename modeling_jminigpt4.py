@@ -21,6 +21,7 @@ BLIP-2 (arXiv:2301.12597).
 
 import copy
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import transformers
@@ -40,7 +41,6 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
-    ModelOutput,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
@@ -82,7 +82,7 @@ class JMiniGPT4CausalLMOutputWithPast(CausalLMOutputWithPast):
 class JMiniGPT4PreTrainedModel(PreTrainedModel):
     config: JMiniGPT4Config
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = [CACHE_NAME]
     # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
@@ -95,7 +95,7 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, *args, quantization_config=None, **kwargs):
+    def from_pretrained(cls, *args, quantization_config: Any = None, **kwargs):
         """Loads a checkpoint; see [`PreTrainedModel.from_pretrained`]. With a `BitsAndBytesConfig` only the language
         model is quantised, unless `llm_int8_skip_modules` says otherwise: all else is small or, like the projection,
         what the answers hang on."""
@@ -109,7 +109,8 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the language model. (The first parameter's, which is the default, may be one kept in float32.)"""
-        return self.get_input_embeddings().weight.dtype
+        embeddings: Any = self.get_input_embeddings()
+        return embeddings.weight.dtype
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -123,8 +124,9 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
     def __init__(self, config: JMiniGPT4Config):
         super().__init__(config)
         # CODEPATH: any checkpoint loaded with flash attention; the stock Q-Former has no flash kernel to call.
-        if "flash" in (config.qformer_config._attn_implementation or ""):
-            config.qformer_config._attn_implementation = "sdpa"
+        qformer_config: Any = config.qformer_config
+        if "flash" in (qformer_config._attn_implementation or ""):
+            qformer_config._attn_implementation = "sdpa"
         encoder_size = config.qformer_config.encoder_hidden_size
         # CODEPATH: EVA ViT-g of BLIP-2 (rinna's and MiniGPT-4's checkpoints) here; the demo's EfficientNet-Lite2 and
         # any other timm model below.
@@ -205,7 +207,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def _encode(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs) -> ModelOutput:
+    def _encode(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs) -> Any:
         if not isinstance(self.vision_model, Blip2VisionModel):
             return self.vision_model(pixel_values, do_pooling=False, return_dict=True)
         size = self.config.vision_config.image_size
@@ -243,11 +245,9 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             [`BaseModelOutputWithPooling`]: `pooler_output` holds the projected features,
             `(num_images, num_query_tokens, text_hidden_size)`; `last_hidden_state` the query features.
         """
-        if (pixel_values is None) == (query_features is None):
-            raise ValueError("Give exactly one of `pixel_values` and `query_features`.")
-        if query_features is None:
-            outputs = self.get_query_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        else:
+        if pixel_values is not None and query_features is None:
+            outputs: Any = self.get_query_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        elif pixel_values is None and query_features is not None:
             expected = tuple(self.query_tokens.shape[1:])
             if query_features.ndim != 3 or tuple(query_features.shape[1:]) != expected:
                 raise ValueError(
@@ -255,6 +255,8 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
                     f"got {tuple(query_features.shape)}."
                 )
             outputs = BaseModelOutputWithPooling(last_hidden_state=query_features)
+        else:
+            raise ValueError("Give exactly one of `pixel_values` and `query_features`.")
         # A quantised projection has integer weights: only a floating point dtype may be copied from it.
         dtype = self.language_projection.weight.dtype
         features = outputs.last_hidden_state.to(self.language_projection.weight.device)
@@ -264,8 +266,8 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
-    ) -> torch.BoolTensor:
-        """Positions of the image tokens, `(batch_size, sequence_length, 1)`.
+    ) -> torch.Tensor:
+        """Positions of the image tokens, `bool` of shape `(batch_size, sequence_length, 1)`.
 
         Raises:
             ValueError: The prompts hold more or fewer image tokens than there are image features.
@@ -385,7 +387,8 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
     def get_query_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Query features of pictures, `(num_images, num_query_tokens, qformer_hidden_size)`, to be kept and given in
         the place of `pixel_values` as often as wanted; see [`JMiniGPT4Model.get_query_features`]."""
-        return self.model.get_query_features(pixel_values, interpolate_pos_encoding).last_hidden_state
+        outputs: Any = self.model.get_query_features(pixel_values, interpolate_pos_encoding)
+        return outputs.last_hidden_state
 
     @auto_docstring
     def get_image_features(
@@ -478,11 +481,11 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
             model_kwargs.pop("pixel_values", None)  # `None` would be encoded
         elif query_features is not None:
             raise ValueError("Give the pictures once: as pixel_values or as query_features.")
-        model_kwargs = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        prepared: Any = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
         if query_features is not None:
             images = self.get_image_features(query_features=query_features, return_dict=True)
-            model_kwargs["mm_encoder_outputs"]["image"] = images
-        return model_kwargs
+            prepared["mm_encoder_outputs"]["image"] = images
+        return prepared
 
     def prepare_inputs_for_generation(
         self,

@@ -23,7 +23,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from os.path import isfile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -161,7 +161,7 @@ class JMiniGPT4ImageProcessor(PilBackend):
         plain_rgb = self.plain_rgb if plain_rgb is None else plain_rgb
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         if isinstance(image, bytes) or hasattr(image, "read"):
-            image = _open(image, name)
+            image = _open(cast("bytes | BinaryIO", image), name)
         if not isinstance(image, Image.Image):
             image = _from_array(image, name, max_pixels, input_data_format)
         _check_size(image.width, image.height, max_pixels, name)
