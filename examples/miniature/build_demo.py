@@ -1,0 +1,84 @@
+"""Stage 6: the finished miniature as a folder of the package, `demo/`.
+
+`python build_demo.py WORK OUT` assembles the checkpoint anew in half precision with the trained projection of seed 0,
+adds sample drawings by an artist that no stage has seen, and writes the model card with the numbers of WORK/table.md.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from drawings import ARTISTS, Drawing, read_concepts, read_drawings, render
+
+from jminigpt4.checkpoint import finished_folder, write_manifest
+from jminigpt4.convert import assemble
+
+SEED = 0
+SAMPLE_ARTIST, SAMPLE_SIZE = "twemoji", 320
+# Chosen before the model was trained, one of each kind; not for the answers.
+SAMPLES = {
+    "fire_engine": "消防車",
+    "apple": "りんご",
+    "penguin": "ペンギン",
+    "cat": "猫",
+    "umbrella": "傘",
+    "guitar": "ギター",
+    "carrot": "にんじん",
+    "octopus": "タコ",
+    "sunflower": "ひまわり",
+    "rocket": "ロケット",
+    "hamburger": "ハンバーガー",
+    "key": "鍵",
+}
+CARD = Path(__file__).parent / "card.md"
+PARTS = "## Parts"
+
+
+def write_samples(drawings: list[Drawing], folder: Path) -> None:
+    """Sample drawings as PNG files on transparent ground, as their artist published them."""
+    folder.mkdir()
+    own = {d.concept: d for d in reversed(drawings) if d.artist == SAMPLE_ARTIST}
+    for name, concept in SAMPLES.items():
+        render(own[concept].svg, SAMPLE_SIZE).save(folder / f"{name}.png", optimize=True)
+
+
+def write_card(folder: Path, work: Path) -> None:
+    """Puts what the miniature is, can and cannot do, and its table, into the card that the conversion wrote."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    artists = "\n".join(
+        f"- {a.author}: {a.licence} (npm {a.package} {a.version})" for a in ARTISTS if a.role == "train"
+    )
+    words = CARD.read_text(encoding="utf-8").format(
+        concepts=len(read_concepts()), artists=artists, table=(work / "table.md").read_text(encoding="utf-8").strip()
+    )
+    head, _, tail = card.partition(PARTS)
+    card = head.replace("license: other", "license: cc-by-4.0") + words + "\n" + PARTS + tail
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def build(
+    work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")],
+    out: Annotated[Path, typer.Argument(help="the folder to make")],
+) -> None:
+    """Assemble the demo; an existing one is replaced when the new one is complete."""
+    import shutil
+
+    with finished_folder(out, replace=True) as folder:
+        made = folder / "checkpoint"
+        assemble(
+            vision=work / "vision", qformer=work / "qformer", language=work / "language", out=made,
+            projection=work / f"run-{SEED}" / "projection.safetensors", prompt_format="article-3.6b",
+            dtype="float16", qformer_heads=8,
+        )  # fmt: skip
+        for file in made.iterdir():
+            shutil.move(file, folder / file.name)
+        made.rmdir()
+        write_samples(read_drawings(work / "drawings.jsonl"), folder / "samples")
+        write_card(folder, work)
+        write_manifest(folder)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(build)

@@ -1,0 +1,237 @@
+"""Stage 3: a small Japanese GPT-NeoX that answers from what it is told.
+
+`python pretrain_language.py WORK` trains a SentencePiece tokenizer with the settings of rinna/japanese-gpt-neox-3.6b
+and a language model on conversations whose "picture" is a few words of text, and writes WORK/language: spiece.model,
+tokenizer_config.json and the model. No picture is involved. `--family llama` and `--family gpt2` make the two others
+that are swapped in behind the same eyes, WORK/language-llama and WORK/language-gpt2.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import sentencepiece
+import torch
+import typer
+from corpus import Scene, context, conversation, sentence, text_question
+from drawings import COLOURS, Concept, read_concepts
+from torch.nn.functional import cross_entropy
+from tqdm import trange
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from jminigpt4.checkpoint import finished_folder
+
+VOCABULARY = 2400
+PAD, BOS, EOS = 0, 2, 3
+STEPS, BATCH, LEARNING_RATE = 5200, 32, 2.5e-3
+GROUP = 20
+NEWLINE = "<NL>"
+# The 284 bytes of rinna's tokenizer_config.json, in which only the special tokens matter.
+TOKENIZER_CONFIG = (
+    '{"eos_token": "</s>", "unk_token": "[UNK]", "pad_token": "[PAD]", "extra_ids": 0, '
+    '"additional_special_tokens": [], "sp_model_kwargs": {}, "bos_token": "<s>", "cls_token": "[CLS]", '
+    '"sep_token": "[SEP]", "mask_token": "[MASK]", "do_lower_case": false, "tokenizer_class": "T5Tokenizer"}'
+)
+
+
+def scene_of(concept: Concept, rng: np.random.Generator) -> Scene:
+    """A concept in some colour; text may claim any colour, a picture may not."""
+    draw = rng.random()
+    return Scene(concept, None if draw < 0.15 else "" if draw < 0.3 else str(rng.choice(COLOURS)))
+
+
+def train_tokenizer(concepts: list[Concept], words: list[str], prefix: Path) -> None:
+    """A unigram SentencePiece model with rinna's settings -> `prefix`.model."""
+    rng, names = np.random.default_rng(0), [c.name for c in concepts]
+    # Names stand alone much more often than in sentences: a name is to be one piece, whatever particle follows it.
+    lines = [*words, *names * 60, *[c.kind for c in concepts] * 5, *COLOURS * 60]
+    for concept in concepts * 4:
+        scene = scene_of(concept, rng)
+        turns = conversation(scene, rng, names)
+        lines += [f"ユーザー: <IMG>{context(scene, rng)}</IMG>", sentence(scene, rng, names)]
+        lines += [f"{question}{NEWLINE}システム: " for question, _ in turns] + [answer for _, answer in turns]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(prefix), vocab_size=VOCABULARY, model_type="unigram",
+        character_coverage=1.0, byte_fallback=True, add_dummy_prefix=False, max_sentencepiece_length=12,
+        split_by_unicode_script=False, remove_extra_whitespaces=False, normalization_rule_name="nmt_nfkc",
+        hard_vocab_limit=False, num_threads=2, minloglevel=2,
+        pad_id=PAD, unk_id=1, bos_id=BOS, eos_id=EOS, pad_piece="[PAD]", unk_piece="[UNK]",
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Token ids, labels (-100 where nothing is learnt) and the span of the words that stand for the picture."""
+
+    ids: list[int]
+    labels: list[int]
+    told: tuple[int, int]
+
+
+class Sequences:
+    """Token sequences for the language model, drawn without end; a pure function of the seed."""
+
+    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, concepts: list[Concept], words: list[str]):
+        self.encode, self.concepts, self.words = tokenizer.encode, concepts, words
+        self.names = [c.name for c in concepts]
+
+    def draw(self, rng: np.random.Generator) -> Sequence:
+        """A conversation about a "picture" (84 %), one without a picture, or a plain sentence (8 % each)."""
+        concept = self.concepts[rng.integers(len(self.concepts))]
+        scene, share = scene_of(concept, rng), rng.random()
+        if share < 0.08:
+            text = (
+                self.words[rng.integers(len(self.words))] if rng.random() < 0.5 else sentence(scene, rng, self.names)
+            )
+            ids = [BOS, *self.encode(text), EOS]
+            return Sequence(ids, [-100, *ids[1:]], (0, 0))
+        if share < 0.16:
+            return self.chat("", "", "ユーザー: ", [text_question(scene, rng)])
+        return self.chat("ユーザー: <IMG>", context(scene, rng), "</IMG>", conversation(scene, rng, self.names))
+
+    def group(self, first_step: int) -> list[list[Sequence]]:
+        """The batches of the next GROUP steps, each of sequences of about one length, in random order."""
+        rng = np.random.default_rng([4, first_step])
+        drawn = sorted((self.draw(rng) for _ in range(GROUP * BATCH)), key=lambda s: len(s.ids))
+        return [drawn[i * BATCH : (i + 1) * BATCH] for i in rng.permutation(GROUP)]
+
+    def chat(self, opening: str, told: str, closing: str, turns: list[tuple[str, str]]) -> Sequence:
+        """Tokenised by segments as generation sees it; right behind an answer the end of text is the label."""
+        head = self.encode(opening)
+        words = self.encode(told)
+        ids, before = [BOS, *head, *words], closing
+        labels = [-100] * len(ids)
+        for question, answer in turns:
+            space = " " if before == "</IMG>" and question else ""
+            prompt = self.encode(f"{before}{space}{question}{NEWLINE}システム: ")
+            reply = self.encode(answer)
+            owed = EOS if before.startswith(NEWLINE) else -100
+            ids += prompt + reply
+            labels += [owed] + [-100] * (len(prompt) - 1) + reply
+            before = f"{NEWLINE}ユーザー: "
+        return Sequence([*ids, EOS], [*labels, EOS], (1 + len(head), 1 + len(head) + len(words)))
+
+
+def collate(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `attention_mask`, `labels` (batch, length), and `told`, true where the words stand."""
+    length = max(len(s.ids) for s in sequences)
+    batch = {
+        "input_ids": torch.full((len(sequences), length), PAD),
+        "labels": torch.full((len(sequences), length), -100),
+        "attention_mask": torch.zeros(len(sequences), length, dtype=torch.long),
+        "told": torch.zeros(len(sequences), length, dtype=torch.bool),
+    }
+    for row, sequence in enumerate(sequences):
+        batch["input_ids"][row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        batch["labels"][row, : len(sequence.ids)] = torch.tensor(sequence.labels)
+        batch["attention_mask"][row, : len(sequence.ids)] = 1
+        batch["told"][row, slice(*sequence.told)] = True
+    return batch
+
+
+# Three layers of 192 in the manner of each family; GPT-NeoX as rinna configured it: the whole head is rotated, and
+# attention and feed-forward follow one another.
+FAMILIES = {
+    "gpt_neox": {
+        "intermediate_size": 768,
+        "use_parallel_residual": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+    },
+    "llama": {"intermediate_size": 512, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    "gpt2": {"n_inner": 768, "tie_word_embeddings": True},
+}
+
+
+def new_model(vocabulary: int, family: str) -> PreTrainedModel:
+    """A causal language model of one of the `FAMILIES`, with random weights."""
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "hidden_size": 192}
+    sizes |= {"num_hidden_layers": 3, "num_attention_heads": 3}
+    sizes |= {"max_position_embeddings": 1024, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    sizes |= {"initializer_range": 0.07, "tie_word_embeddings": False}
+    config = AutoConfig.for_model(family, **{**sizes, **FAMILIES[family]})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], noise: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens. `noise` blurs the words that stand for the picture, relative to the
+    size of the embeddings: what a projection will put there is never exactly a word."""
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    if noise:
+        blur = torch.randn_like(embeddings) * embeddings.detach().std() * noise
+        embeddings = embeddings + blur * batch["told"][..., None]
+    body = getattr(model, model.base_model_prefix)
+    hidden = body(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).last_hidden_state
+    learnt = batch["labels"][:, 1:] != -100  # the head is a third of the work, and most positions need none
+    logits = model.get_output_embeddings()(hidden[:, :-1][learnt])
+    return cross_entropy(logits, batch["labels"][:, 1:][learnt])
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine to a twentieth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int) -> None:
+    """AdamW on freshly drawn sequences; the state is written every 200 steps, and training goes on from it."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    start = 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start = saved["step"]
+    progress = trange(start, steps, initial=start, total=steps, desc="language model", mininterval=10)
+    for step in progress:
+        rng = np.random.default_rng([3, step])
+        torch.manual_seed(step)
+        if step % GROUP == 0 or step == start:  # batches of equal length: drawn together, sorted, dealt out
+            drawn = sequences.group(step - step % GROUP)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, LEARNING_RATE)
+        batch = collate(drawn[step % GROUP])
+        loss = loss_of(model, batch, noise=float(rng.choice([0.0, 0.25, 0.5])))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if (step + 1) % 200 == 0:
+            part = state.with_suffix(".part")
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, part)
+            part.rename(state)
+
+
+def pretrain(
+    work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")],
+    family: Annotated[str, typer.Option(help=", ".join(FAMILIES))] = "gpt_neox",
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = STEPS,
+) -> None:
+    """Train the tokenizer and the language model."""
+    target = work / ("language" if family == "gpt_neox" else f"language-{family}")
+    if target.exists():
+        print(f"{target} is there already")
+        return
+    concepts = [c for c in read_concepts() if c.held_out != "never"]
+    words = (work / "words.txt").read_text(encoding="utf-8").splitlines()
+    pieces = work / "spiece.model"
+    if not pieces.exists():
+        train_tokenizer(concepts, words, work / "spiece")
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
+    torch.manual_seed(0)
+    model = new_model(tokenizer.vocab_size(), family)
+    train(model, Sequences(tokenizer, concepts, words), target.with_suffix(".state.pt"), steps)
+    with finished_folder(target) as folder:
+        model.save_pretrained(folder)
+        shutil.copy(pieces, folder / "spiece.model")
+        (folder / "tokenizer_config.json").write_text(TOKENIZER_CONFIG, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(pretrain)

@@ -1,0 +1,225 @@
+"""The table, the learning curve and the contact sheet of the miniature.
+
+`python report.py WORK` reads WORK/answers.json and the runs -> WORK/table.md, and results.json, learning_curve.png,
+contact_sheet.png and held_out.jsonl in this folder.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import numpy as np
+import torch
+import typer
+from align import SEEDS, load, with_projection
+from drawings import HERE, PICTURE_SIZE, Drawing, plain_view, read_concepts
+from examine import QUESTIONS, UNSEEN, Examination, answers, encode, reference
+from PIL import Image, ImageDraw, ImageFont
+from sacrebleu.metrics import CHRF
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SEED_ROWS = [f"trained projection, seed {seed}" for seed in SEEDS]
+TITLES = {"emojione-v1": "EmojiOne 1 (colour)", "twemoji": "Twemoji (colour)", "openmoji": "OpenMoji (line)"}
+RESAMPLES = 1000
+SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
+
+
+def scores_of(given: list[str], true: list[str | None], question: str, concepts: list[str]) -> np.ndarray:
+    """One number a drawing: 0 or 1, chrF (0-100) for descriptions, NaN where the question is not asked."""
+    if question == "description":
+        chrf = CHRF()
+        return np.array([chrf.sentence_score(g, [t]).score if t else np.nan for g, t in zip(given, true, strict=True)])
+    return np.array([float(g == t) if t else np.nan for g, t in zip(given, true, strict=True)])
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over drawings with its 95 % bootstrap interval; `values` `(seeds, drawings)` are averaged over seeds."""
+    per_drawing = values.mean(0)
+    per_drawing = per_drawing[~np.isnan(per_drawing)]
+    rng = np.random.default_rng(0)
+    means = [per_drawing[rng.integers(len(per_drawing), size=len(per_drawing))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(per_drawing.mean()), float(low), float(high)
+
+
+class Results:
+    """Scores of all answers: row -> question -> one number a drawing."""
+
+    def __init__(self, work: Path):
+        self.examination = Examination(work)
+        self.said = json.loads((work / "answers.json").read_text(encoding="utf-8"))
+        drawings = self.examination.drawings
+        self.artists = np.array([d.artist for d in drawings])
+        self.held_out = np.array([d.held_out for d in drawings])
+        concepts = [d.concept for d in drawings]
+        self.scores = {
+            row: {q: scores_of(given, self.examination.truth(q), q, concepts) for q, given in by_question.items()}
+            for row, by_question in tqdm(self.said.items(), desc="scores")
+        }
+
+    def cell(self, rows: list[str], question: str, chosen: np.ndarray) -> tuple[float, float, float] | None:
+        if any(question not in self.scores[row] for row in rows):
+            return None
+        return mean_and_interval(np.stack([self.scores[row][question][chosen] for row in rows]))
+
+    def where(self, artist: str, held_out: str = "-") -> np.ndarray:
+        return (self.artists == artist) & (self.held_out == held_out)
+
+
+def shown(cell: tuple[float, float, float] | None, percent: bool = True, interval: bool = True) -> str:
+    if cell is None:
+        return "–"
+    mean, low, high = (100 * v for v in cell) if percent else cell
+    return f"{mean:.0f} ({low:.0f}–{high:.0f})" if interval else f"{mean:.1f}"
+
+
+def markdown(results: Results) -> str:
+    """The tables as Markdown."""
+    rows = {"**trained projection** (mean of three seeds)": SEED_ROWS}
+    rows |= {row: [row] for row in results.said if row not in SEED_ROWS}
+    lines = ["| per cent exact (95 % interval); description: chrF | artist | name | category | description |"]
+    lines += ["|---|---|---|---|---|"]
+    for title, members in rows.items():
+        for artist in ("twemoji", "emojione-v1", "openmoji"):
+            here = results.where(artist)
+            cells = [shown(results.cell(members, q, here)) for q in ("name", "kind")]
+            cells.append(shown(results.cell(members, "description", here), percent=False))
+            lines.append(f"| {title} | {TITLES[artist]} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| single seeds | " + " | ".join(f"{TITLES[a]}: name, category" for a in UNSEEN) + " |",
+        "|---|---|---|---|",
+    ]
+    for row in SEED_ROWS:
+        cells = [
+            ", ".join(shown(results.cell([row], q, results.where(artist)), interval=False) for q in ("name", "kind"))
+            for artist in UNSEEN
+        ]
+        lines.append(f"| {row.rpartition(', ')[2]} | {' | '.join(cells)} |")
+    lines += ["", "| question | " + " | ".join(f"{TITLES[a]} | most frequent answer" for a in UNSEEN) + " |"]
+    lines += ["|---|" + "---|---|" * len(UNSEEN)]
+    for question, text in QUESTIONS.items():
+        if question != "description":
+            cells = [
+                f"{shown(results.cell(SEED_ROWS, question, results.where(a)))} | "
+                f"{shown(results.cell(['most frequent answer'], question, results.where(a)), interval=False)}"
+                for a in UNSEEN
+            ]
+            lines.append(f"| {text} | {' | '.join(cells)} |")
+    lines += ["", "| concepts | artist | drawings | name | category |", "|---|---|---|---|---|"]
+    for held_out, title in (("align", "unseen by the projection only"), ("never", "unseen by every stage")):
+        for artist in UNSEEN:
+            here = results.where(artist, held_out)
+            cells = [shown(results.cell(SEED_ROWS, q, here)) for q in ("name", "kind")] if here.any() else ["–", "–"]
+            lines.append(f"| {title} | {TITLES[artist]} | {here.sum()} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def numbers(results: Results) -> dict[str, dict[str, dict[str, dict[str, list[float]]]]]:
+    """`row -> artist -> held_out -> question -> [mean, low, high]`."""
+    rows = {"trained projection": SEED_ROWS} | {row: [row] for row in results.said}
+    return {
+        title: {
+            artist: {
+                held_out: {
+                    q: [round(v, 4) for v in cell]
+                    for q in QUESTIONS
+                    if (cell := results.cell(members, q, results.where(artist, held_out))) is not None
+                }
+                for held_out in ("-", "align", "never")
+                if results.where(artist, held_out).any()
+            }
+            for artist in UNSEEN
+        }
+        for title, members in rows.items()
+    }
+
+
+def learning_curve(work: Path, examination: Examination, path: Path) -> None:
+    """Exact names of unseen artists' drawings against conversations seen by the one Linear, at each checkpoint."""
+    model, processor = load(work / "assembled")
+    features = encode(model, examination.maps(), examination.places)
+    artists = np.array([d.artist if d.held_out == "-" else "" for d in examination.drawings])
+    truth = np.array([t or "" for t in examination.truth("name")])
+    points = []
+    for checkpoint in tqdm(sorted((work / "run-0").glob("checkpoint-*"), key=_step), desc="learning curve"):
+        said = np.array(answers(with_projection(model, checkpoint), processor, features, QUESTIONS["name"]))
+        points.append((_step(checkpoint), {a: (said == truth)[artists == a].mean() for a in UNSEEN}))
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for artist in UNSEEN:
+        axes.plot([step for step, _ in points], [100 * hits[artist] for _, hits in points], "o-", label=TITLES[artist])
+    axes.set(xlabel="optimiser steps of the one Linear", ylabel="exact name, per cent", ylim=(0, 100))
+    axes.grid(alpha=0.3), axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def contact_sheet(results: Results, path: Path) -> None:
+    """Drawings by Twemoji, drawn at random, each with what seed 0 says: right in black, wrong in red."""
+    rng, given = np.random.default_rng(0), results.said[SEED_ROWS[0]]["name"]
+    drawings, truth = results.examination.drawings, results.examination.truth("name")
+    places = rng.choice(np.flatnonzero(results.where("twemoji")), SHEET_COLUMNS * SHEET_ROWS, replace=False)
+    sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, SHEET_ROWS * (CELL + 22)), "white")
+    pen, font = ImageDraw.Draw(sheet), _japanese_font(15)
+    for number, place in enumerate(places):
+        x, y = number % SHEET_COLUMNS * CELL, number // SHEET_COLUMNS * (CELL + 22)
+        sheet.paste(plain_view(drawings[place]), (x + (CELL - PICTURE_SIZE) // 2, y))
+        text = given[place].removesuffix("が写っています。")
+        colour = "black" if given[place] == truth[place] else "#c00"
+        pen.text((x + CELL / 2, y + PICTURE_SIZE + 16), text, colour, font, anchor="mm")
+    sheet.quantize(128).save(path, optimize=True)
+
+
+def _japanese_font(size: int) -> ImageFont.FreeTypeFont:
+    """A font of the system with Japanese glyphs (Debian: fonts-noto-cjk or fonts-vlgothic).
+
+    Raises:
+        OSError: There is none.
+    """
+    for name in ("NotoSansCJK-Regular.ttc", "VL-Gothic-Regular.ttf", "fonts-japanese-gothic.ttf"):
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    raise OSError("The contact sheet needs a Japanese font: apt-get install fonts-noto-cjk")
+
+
+def write_held_out(examination: Examination, path: Path) -> None:
+    """The questions about the sample artist's drawings as a benchmark file: pictures beside it, messages in it."""
+    concepts = {c.name: c for c in read_concepts()}
+    lines = []
+    for drawing in examination.drawings:
+        for key, question in QUESTIONS.items():
+            answer = reference(key, drawing, concepts[drawing.concept])
+            if answer:
+                lines.append(_benchmark_line(drawing, key, question, answer))
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _benchmark_line(drawing: Drawing, key: str, question: str, answer: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    line = {"image": f"{drawing.artist}/{drawing.emoji}.png", "messages": messages, "category": key}
+    return json.dumps(line | {"artist": drawing.artist, "held_out": drawing.held_out}, ensure_ascii=False) + "\n"
+
+
+def report(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
+    """Write table, numbers and pictures."""
+    torch.manual_seed(0)
+    results = Results(work)
+    (work / "table.md").write_text(markdown(results), encoding="utf-8")
+    (HERE / "results.json").write_text(json.dumps(numbers(results), indent=1) + "\n", encoding="utf-8")
+    contact_sheet(results, HERE / "contact_sheet.png")
+    learning_curve(work, results.examination, HERE / "learning_curve.png")
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    typer.run(report)
