@@ -317,8 +317,10 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         r"""
         query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
             Output of `get_query_features`, in the place of `pixel_values`.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the positions seen before.
         cache (`Cache`, *optional*):
-            Keys and values of the positions seen before; `past_key_values` under its newer name.
+            The same under the name it has since transformers 5.24; both are taken on every version.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -427,8 +429,10 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         r"""
         query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
             Output of `get_query_features`, in the place of `pixel_values`.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the positions seen before.
         cache (`Cache`, *optional*):
-            Keys and values of the positions seen before; `past_key_values` under its newer name.
+            The same under the name it has since transformers 5.24; both are taken on every version.
 
         Example:
 

@@ -32,8 +32,8 @@ SEEDS = (0, 1, 2)
 ROWS = 4  # conversations about each view, which travel in one sequence
 RECIPE = Recipe(
     learning_rate=4e-3, min_learning_rate=1e-4, warmup_learning_rate=1e-4, warmup_steps=50, epochs=1,
-    steps_per_epoch=1000, weight_decay=0.01, betas=(0.9, 0.98), max_grad_norm=1.0, pictures_per_step=32,
-    pack_tokens=4096, precision="fp32", log_steps=20, save_steps=100, keep_checkpoints=10,
+    steps_per_epoch=800, weight_decay=0.01, betas=(0.9, 0.98), max_grad_norm=1.0, pictures_per_step=32,
+    pack_tokens=512, precision="fp32", log_steps=20, save_steps=80, keep_checkpoints=10,
 )  # fmt: skip
 
 
