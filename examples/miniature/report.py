@@ -1,7 +1,7 @@
 """The table, the learning curve and the contact sheet of the miniature.
 
-`python report.py WORK` reads WORK/answers.json and the runs -> WORK/table.md, and results.json, learning_curve.png,
-contact_sheet.png and held_out.jsonl in this folder.
+`python report.py WORK` reads WORK/answers.json and the runs -> WORK/table.md; in this folder README.md's table,
+results.json, learning_curve.png and contact_sheet.png.
 """
 
 import json
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import typer
 from align import SEEDS, load, with_projection
-from drawings import HERE, PICTURE_SIZE, Drawing, plain_view, read_concepts
-from examine import QUESTIONS, UNSEEN, Examination, answers, encode, reference
+from drawings import HERE, PICTURE_SIZE, plain_view
+from examine import QUESTIONS, UNSEEN, Examination, answers, encode
 from PIL import Image, ImageDraw, ImageFont
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
@@ -28,7 +28,7 @@ RESAMPLES = 1000
 SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
 
 
-def scores_of(given: list[str], true: list[str | None], question: str, concepts: list[str]) -> np.ndarray:
+def scores_of(given: list[str], true: list[str | None], question: str) -> np.ndarray:
     """One number a drawing: 0 or 1, chrF (0-100) for descriptions, NaN where the question is not asked."""
     if question == "description":
         chrf = CHRF()
@@ -55,9 +55,8 @@ class Results:
         drawings = self.examination.drawings
         self.artists = np.array([d.artist for d in drawings])
         self.held_out = np.array([d.held_out for d in drawings])
-        concepts = [d.concept for d in drawings]
         self.scores = {
-            row: {q: scores_of(given, self.examination.truth(q), q, concepts) for q, given in by_question.items()}
+            row: {q: scores_of(given, self.examination.truth(q), q) for q, given in by_question.items()}
             for row, by_question in tqdm(self.said.items(), desc="scores")
         }
 
@@ -191,34 +190,24 @@ def _japanese_font(size: int) -> ImageFont.FreeTypeFont:
     raise OSError("The contact sheet needs a Japanese font: apt-get install fonts-noto-cjk")
 
 
-def write_held_out(examination: Examination, path: Path) -> None:
-    """The questions about the sample artist's drawings as a benchmark file: pictures beside it, messages in it."""
-    concepts = {c.name: c for c in read_concepts()}
-    lines = []
-    for drawing in examination.drawings:
-        for key, question in QUESTIONS.items():
-            answer = reference(key, drawing, concepts[drawing.concept])
-            if answer:
-                lines.append(_benchmark_line(drawing, key, question, answer))
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def _benchmark_line(drawing: Drawing, key: str, question: str, answer: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    line = {"image": f"{drawing.artist}/{drawing.emoji}.png", "messages": messages, "category": key}
-    return json.dumps(line | {"artist": drawing.artist, "held_out": drawing.held_out}, ensure_ascii=False) + "\n"
+def put_into_readme(table: str, path: Path = HERE / "README.md") -> None:
+    """Replaces what stands between the two table marks of the page."""
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- /table -->")
+    path.write_text(f"{before}{mark}{table}{end}{after}", encoding="utf-8")
 
 
 def report(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
     """Write table, numbers and pictures."""
     torch.manual_seed(0)
     results = Results(work)
-    (work / "table.md").write_text(markdown(results), encoding="utf-8")
+    table = markdown(results)
+    (work / "table.md").write_text(table, encoding="utf-8")
+    put_into_readme(table)
     (HERE / "results.json").write_text(json.dumps(numbers(results), indent=1) + "\n", encoding="utf-8")
     contact_sheet(results, HERE / "contact_sheet.png")
     learning_curve(work, results.examination, HERE / "learning_curve.png")
-    print(markdown(results))
+    print(table)
 
 
 if __name__ == "__main__":
