@@ -2,12 +2,14 @@
 
 transformers' own reading of rinna's tokenizer folders (class `T5Tokenizer`) gives other ids for nearly every Japanese
 string: it puts a dummy space in front, joins spaces, has no byte fallback and turns unknown characters into `<s>`.
+Its reading of LLaMA's is right but for where the dummy space goes: once a prompt, and not once a segment.
 """
 
 import json
 import os
 import random
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ..processing_jminigpt4 import GUARD, IMAGE_TOKEN
 
 # Stands in for ～ (U+FF5E) while NFKC would turn it into ~, which nmt_nfkc does not; a noncharacter, in no text.
 TILDE = "\ufdd1"
+UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
 
@@ -34,8 +37,8 @@ def convert_sentencepiece(
     are read as such, as the slow `T5Tokenizer` did. No special token is added.
 
     Other ids are possible for the noncharacters U+FDD0 and U+FDD1, for U+0344, for several combining marks in a row
-    that Unicode's canonical order rearranges and SentencePiece leaves (none of them in ordinary Japanese), and for runs
-    of more spaces than the longest symbol for them (see [`compare_with_sentencepiece`]).
+    that Unicode's canonical order rearranges and SentencePiece leaves (none of them in ordinary Japanese), and for
+    runs of more spaces than the longest symbol for them (see [`compare_with_sentencepiece`]).
 
     Args:
         model_file: A `spiece.model` of type unigram with byte fallback.
@@ -45,7 +48,7 @@ def convert_sentencepiece(
     Raises:
         ValueError: The model has a setting that no pipeline of `tokenizers` reproduces exactly; it is named.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
+    proto = _read_proto(model_file)
     _refuse_unsupported(proto, model_file)
     tokenizer = Tokenizer(
         Unigram(_vocabulary(proto), unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
@@ -70,11 +73,16 @@ def convert_sentencepiece(
     )
 
 
+def _read_proto(model_file: str | os.PathLike) -> Any:
+    classes: Any = sentencepiece_model_pb2  # made by protobuf when it is imported, unseen by type checkers
+    return classes.ModelProto.FromString(Path(model_file).read_bytes())
+
+
 def _refuse_unsupported(proto: Any, model_file: str | os.PathLike):
     spec, trainer = proto.normalizer_spec, proto.trainer_spec
     short = [piece.piece for piece in proto.pieces if piece.type == CONTROL and len(piece.piece) == 1]
     settings = {
-        "model_type": (trainer.model_type, (1,), "unigram"),
+        "model_type": (trainer.model_type, (UNIGRAM,), "unigram"),
         "byte_fallback": (trainer.byte_fallback, (True,), "on"),
         "add_dummy_prefix": (spec.add_dummy_prefix, (False,), "off"),
         "remove_extra_whitespaces": (spec.remove_extra_whitespaces, (False,), "off"),
@@ -83,18 +91,22 @@ def _refuse_unsupported(proto: Any, model_file: str | os.PathLike):
         "normalization_rule_name": (spec.name, ("nmt_nfkc", "nfkc", "identity"), "nmt_nfkc, nfkc or identity"),
         "control_symbols": (short, ([],), "of two characters or more"),
     }
+    _refuse_others(settings, model_file, "rinna's")
+
+
+def _refuse_others(settings: dict[str, tuple[Any, tuple, str]], model_file: str | os.PathLike, whose: str):
     for name, (found, exact, words) in settings.items():
         if found not in exact:
             raise ValueError(
-                f"{model_file}: {name} is {found}; only models with {name} {words}, as rinna's, are converted exactly. "
-                "Give a folder that has the tokenizer as tokenizer.json, and not this file."
+                f"{model_file}: {name} is {found}; only models with {name} {words}, as {whose}, are converted "
+                "exactly. Give a folder that has the tokenizer as tokenizer.json, and not this file."
             )
 
 
 def _vocabulary(proto: Any) -> list[tuple[str, float]]:
     """Pieces and scores; a user-defined symbol has none and enters SentencePiece's lattice with -0.1, so that it
     beats everything it covers (unigram_model.cc: length times the best score, less 0.1; the best score begins at
-    `FLT_MIN`, which is not the lowest number but practically zero, and no logarithm of a probability is above that)."""
+    `FLT_MIN`, which is not the lowest number but practically zero: no logarithm of a probability is above that)."""
     return [(piece.piece, -0.1 if piece.type == USER_DEFINED else piece.score) for piece in proto.pieces]
 
 
@@ -179,23 +191,58 @@ def prepare_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
         **{key: next((token for token in known if token.content == name), name) for key, name in names.items()},
     )
-    return prepared, prepared.convert_tokens_to_ids(image_token)
+    image_token_id: Any = prepared.convert_tokens_to_ids(image_token)
+    return prepared, image_token_id
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """The SentencePiece model that is the tokenizer of a folder; `None` where another file is.
+
+    A tokenizer.json beside spiece.model is what transformers made of it, and wrong; beside LLaMA's tokenizer.model it
+    is the publisher's own.
+    """
+    if (folder / "spiece.model").is_file():
+        return folder / "spiece.model"
+    models = [] if (folder / "tokenizer.json").is_file() else sorted(folder.glob("*.model"))
+    return models[0] if models else None
 
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:
-    models = sorted(folder.glob("*.model"))
-    files = {file.name for file in folder.glob("*.json")}
-    # A tokenizer.json beside spiece.model is what transformers made of it, and wrong; beside Llama's tokenizer.model
-    # it is the publisher's own.
-    if (folder / "spiece.model").is_file():
-        return convert_sentencepiece(folder / "spiece.model")
-    if models and "tokenizer.json" not in files:
-        return convert_sentencepiece(models[0])
-    if not files & {"tokenizer.json", "vocab.json"}:
+    model_file = sentencepiece_file(folder)
+    if model_file is not None:
+        proto = _read_proto(model_file)
+        is_llamas = proto.trainer_spec.model_type == BPE and model_file.name != "spiece.model"
+        return _convert_llamas(folder, model_file, proto) if is_llamas else convert_sentencepiece(model_file)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{folder} has neither tokenizer.json nor a SentencePiece model: it has no tokenizer.")
+    return _load_fast(folder)
+
+
+def _load_fast(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{folder}: {type(tokenizer).__name__} has no fast tokenizer, which prompts with pictures need.")
+        raise ValueError(
+            f"{folder}: {type(tokenizer).__name__} has no fast tokenizer, which prompts with pictures need."
+        )
+    return tokenizer
+
+
+def _convert_llamas(folder: Path, model_file: Path, proto: Any) -> PreTrainedTokenizerFast:
+    """LLaMA's tokenizer with a dummy space before every segment of text, also behind BOS and behind a picture, where
+    the originals' slow tokenizer puts one: MiniGPT-4 tokenizes each segment by itself (mini_gpt4.py, `prompt_wrap`).
+    """
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    settings = {
+        "byte_fallback": (trainer.byte_fallback, (True,), "on"),
+        "add_dummy_prefix": (spec.add_dummy_prefix, (True,), "on"),
+        "remove_extra_whitespaces": (spec.remove_extra_whitespaces, (False,), "off"),
+        "normalization_rule_name": (spec.name, ("identity",), "identity"),
+    }
+    _refuse_others(settings, model_file, "LLaMA's")
+    tokenizer = _load_fast(folder)
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([])
     return tokenizer
 
 
@@ -209,10 +256,20 @@ def _read_through_the_guard(backend: Tokenizer) -> Tokenizer:
     backend = Tokenizer.from_str(json.dumps(state))
     own = [step for step in (backend.normalizer,) if step is not None]
     backend.normalizer = normalizers.Sequence([normalizers.Replace(GUARD, ""), *own])
-    own = [step for step in (backend.pre_tokenizer,) if step is not None]
-    split = _split_in_controls(token["content"] for token in special)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*own, split])
+    spellings = [token["content"] for token in special]
+    if _can_spell(state["model"], spellings):
+        own = [step for step in (backend.pre_tokenizer,) if step is not None]
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*own, _split_in_controls(spellings)])
     return backend
+
+
+def _can_spell(model: dict[str, Any], spellings: list[str]) -> bool:
+    """Whether a model may make a special token out of plain text. BPE makes nothing but what a merge makes, and a
+    split would only stand in the way of its other merges (`</`)."""
+    if model["type"] != "BPE" or model.get("ignore_merges"):
+        return True
+    merged = {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]}
+    return not merged.isdisjoint(spellings)
 
 
 def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike) -> tuple[int, int]:
@@ -224,10 +281,21 @@ def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: s
     reference = SentencePieceProcessor(model_file=str(model_file))
     pieces = map(reference.id_to_piece, range(reference.get_piece_size()))
     longest = max((len(piece) for piece in pieces if set(piece) == {"▁"}), default=1)
-    long_run = re.compile("▁{%d}" % (longest + 1) if longest > 1 else "(?!)")
+    long_run = re.compile(f"▁{{{longest + 1}}}" if longest > 1 else "(?!)")
     corpus = [text for text in generated_text(5_000) if not long_run.search(reference.normalize(text))]
     ids = tokenizer(corpus, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return sum(a != b for a, b in zip(ids, reference.encode(corpus), strict=True)), len(corpus)
+
+
+def compare_with_source(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[int, int]:
+    """How many strings of the built-in corpus get other ids than the folder's own tokenizer gives them, and how many
+    there are; without those that spell a special token, which users of ours cannot type."""
+    theirs = _load_fast(folder)
+    starts = re.compile("|".join(re.escape(token[0]) for token in (*theirs.all_special_tokens, IMAGE_TOKEN)))
+    corpus = [text for text in generated_text(5_000) if not starts.search(unicodedata.normalize("NFKC", text))]
+    ids = tokenizer(corpus, add_special_tokens=False)["input_ids"]
+    expected = theirs(corpus, add_special_tokens=False)["input_ids"]
+    return sum(a != b for a, b in zip(ids, expected, strict=True)), len(corpus)
 
 
 ALPHABETS = (

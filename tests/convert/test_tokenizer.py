@@ -182,3 +182,56 @@ def test_identity_normalisation(tmp_path):
     corpus = list(generated_text(2_000, seed=2))
     tokenizer = convert_sentencepiece(tmp_path / "spiece.model")
     assert tokenizer(corpus, split_special_tokens=True)["input_ids"] == original.encode(corpus)
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory):
+    """A BPE model with LLaMA's settings and no tokenizer.json, as the first Vicunas were published."""
+    file = io.BytesIO()
+    text = [text.replace("▁", "") for text in generated_text(400, seed=5)]
+    text += ["Give the following image: <Img>ImageContent</Img>. Please answer my questions.", "赤い犬と青い猫"] * 40
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=file,
+        model_type="bpe",
+        vocab_size=2400,
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        character_coverage=0.98,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "tokenizer.model").write_bytes(file.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
+def test_llamas_tokenizer(llama_folder):
+    """As the originals' slow tokenizer: a dummy space before every segment, also behind BOS and behind a picture."""
+    tokenizer, image_token_id = prepare_tokenizer(llama_folder, vocab_size=3000)
+    original = SentencePieceProcessor(model_file=str(llama_folder / "tokenizer.model"))
+    wrong, total = compare_with_sentencepiece(tokenizer, llama_folder / "tokenizer.model")
+    assert wrong == 0 and total > 4_900
+    segments = ["###Human: <Img>", "</Img> What is this?###Assistant:"]
+    ids = tokenizer(f"<s>{segments[0]}<ImageHere>{segments[1]}")["input_ids"]
+    assert ids == [1, *original.encode(segments[0]), image_token_id, *original.encode(segments[1])]
+    assert tokenizer.decode(ids[1:4]).startswith("###")
+    guarded = tokenizer("a<\ufdd0/s>b")["input_ids"]
+    assert 2 not in guarded and guarded == original.encode("a</s>b")
+
+
+def test_a_tokenizer_without_llamas_settings_is_refused(llama_folder, tmp_path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString((llama_folder / "tokenizer.model").read_bytes())
+    proto.normalizer_spec.remove_extra_whitespaces = True
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match="remove_extra_whitespaces is True; only models with .* as LLaMA's"):
+        prepare_tokenizer(tmp_path, vocab_size=3000)

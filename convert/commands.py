@@ -1,0 +1,131 @@
+"""The verbs `convert`, `verify` and `publish`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def convert(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="OUT", help="The folder to be made. With --to: the folder to be read, and the file to be made."
+        ),
+    ],
+    vision: Annotated[
+        str | None, typer.Option(help="Image encoder: eva_vit_g.pth, a BLIP-2 folder or Hub id, timm:NAME.")
+    ] = None,
+    qformer: Annotated[
+        str | None, typer.Option(help="Q-Former: blip2_pretrained_….pth, a BLIP-2 folder or Hub id [as --vision].")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Language model: any causal one, folder or Hub id.")] = None,
+    projection: Annotated[
+        str | None, typer.Option(help="Trained projection: checkpoint.pth, projection.safetensors [fresh].")
+    ] = None,
+    prompt_format: Annotated[str | None, typer.Option("--format", help="Prompt format [recognised].")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A known combination: rinna-3.6b, rinna-4b-minigpt4, minigpt4-vicuna-7b.")
+    ] = None,
+    swap_language: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Take all but the language model from this folder of ours."),
+    ] = None,
+    trust_language_code: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Run the code of this language model's own repository; of no other."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16, bfloat16 or float32 [the language model's]; GGUF: q8_0 too.")
+    ] = None,
+    vision_heads: Annotated[int | None, typer.Option(help="Heads of an image encoder of unpublished size.")] = None,
+    qformer_heads: Annotated[int | None, typer.Option(help="Heads of a Q-Former of unpublished size.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Prove with this picture too; may be repeated.")] = None,
+    prove: Annotated[bool, typer.Option(help="Load the folder and compare it with its sources.")] = True,
+    to: Annotated[
+        str | None,
+        typer.Option(help="'minigpt4': write the projection of DIR as .pth; 'gguf': its language model as .gguf."),
+    ] = None,
+):
+    """Make one checkpoint folder out of the public originals, and prove that it is equal to them."""
+    from PIL import Image
+
+    from .assembly import assemble, swap
+    from .recognition import preset as named_preset
+
+    if to is not None:
+        _write_other_format(to, paths, dtype)
+        return
+    if len(paths) != 1:
+        raise ValueError(f"One folder is made at a time, got {' '.join(map(str, paths))}.")
+    chosen: dict[str, Any] = dict(named_preset(preset)) if preset else {}
+    given = {"vision": vision, "qformer": qformer, "language": language, "projection": projection}
+    given["prompt_format"] = prompt_format
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {"dtype": dtype, "prove_equal": prove, "trust_language_code": trust_language_code}
+    options["pictures"] = [Image.open(path) for path in image or []]
+    if swap_language:
+        if set(chosen) - {"language", "prompt_format"}:
+            raise ValueError("--swap-language takes everything but --language and --format from its folder.")
+        if "language" not in chosen:
+            raise ValueError("--swap-language needs --language, the model to be swapped in.")
+        proof = swap(swap_language, out=paths[0], **chosen, **options)
+    else:
+        missing = [name for name in ("vision", "language") if name not in chosen]
+        if missing:
+            raise ValueError(f"Give {' and '.join('--' + name for name in missing)}, or a --preset.")
+        proof = assemble(out=paths[0], vision_heads=vision_heads, qformer_heads=qformer_heads, **chosen, **options)
+    if proof is not None:
+        typer.echo(proof.table())
+    _echo_notes(paths[0])
+    typer.echo(f"{paths[0]} is complete. Try it: jminigpt4 chat {paths[0]} --image PICTURE")
+
+
+def _write_other_format(name: str, paths: list[Path], dtype: str | None):
+    if name == "minigpt4" and len(paths) == 2 and dtype is None:
+        from .original_layout import write_minigpt4_checkpoint
+
+        typer.echo(
+            f"{write_minigpt4_checkpoint(paths[0], paths[1])}: the projection of {paths[0]}, as MiniGPT-4 loads it."
+        )
+    elif name == "gguf" and len(paths) == 2:
+        from .gguf import write_gguf
+
+        typer.echo(
+            f"{write_gguf(paths[0], paths[1], dtype)}: the language model of {paths[0]}, as llama.cpp loads it."
+        )
+    else:
+        raise ValueError("Write as: --to minigpt4 DIR checkpoint.pth, or --to gguf DIR OUT.gguf [--dtype q8_0]")
+
+
+def _echo_notes(folder: Path):
+    import json
+
+    for note in json.loads((folder / "conversion.json").read_text(encoding="utf-8"))["notes"]:
+        typer.echo(f"note: {note}")
+
+
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")]):
+    """Check every file of a checkpoint folder by its SHA-256, and that its parts fit one another."""
+    from .verification import verify_folder
+
+    problems = verify_folder(folder)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{folder} is whole: files, weights and tokenizer are as they were written.")
+
+
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Hub id of what the projection was trained on; may be repeated.")
+    ] = None,
+):
+    """Upload a checkpoint folder to the Hub, with its card and its code."""
+    from .publishing import publish_folder
+
+    typer.echo(publish_folder(folder, repo, private, dataset or []))

@@ -1,0 +1,193 @@
+"""Weights on disk, one tensor at a time: the originals' pickles, safetensors, sharded folders, all read the same way.
+
+Nothing is kept: whatever the size of a checkpoint, reading it takes the memory of the tensor being read and of the
+pages that are still mapped, at most `MAPPED_BYTES`.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# Pages of a mapped file count as memory of the process until the file is mapped anew.
+MAPPED_BYTES = 256 * 2**20
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a torch file; a training checkpoint's are those under `model`.
+
+    Raises:
+        ValueError: The file holds anything but tensors and plain values, or is no torch file.
+    """
+    try:
+        # The format of torch < 1.6 is no zip archive and cannot be mapped; it is read as a whole, just as strictly.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].removesuffix(".")
+        raise ValueError(
+            f"{path} is not a file of tensors alone, so it is not opened: {reason}. Get the original file anew."
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        reason = (str(error) or "it ends too early").splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a torch file ({reason}).") from None
+    for key in ("model", "state_dict", "module"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors.")
+    return tensors
+
+
+def read_pickle_config(path: Path) -> dict[str, Any]:
+    """The `config` entry that MiniGPT-4 saves beside its weights; empty if there is none."""
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    config = loaded.get("config") if isinstance(loaded, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+class _PickleFile:
+    def __init__(self, path: Path):
+        self.path = path
+        self.tensors = _load_pickle(path)
+        self.mapped = 0
+
+    def keys(self) -> Iterable[str]:
+        return self.tensors
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self.tensors[key].shape)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.tensors[key].dtype
+
+    def read(self, key: str) -> torch.Tensor:
+        if self.mapped > MAPPED_BYTES:
+            self.tensors, self.mapped = {}, 0
+            self.tensors = _load_pickle(self.path)
+        tensor = self.tensors[key]
+        self.mapped += tensor.nbytes
+        return tensor
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path):
+        self.path = path
+        self._open()
+
+    def _open(self):
+        try:
+            self.file = safe_open(self.path, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{self.path} is not a complete safetensors file ({error}).") from None
+        self.mapped = 0
+
+    def keys(self) -> Iterable[str]:
+        return self.file.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(key).get_shape())
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.file.get_slice(key)[:0].dtype if self.shape(key) else self.file.get_tensor(key).dtype
+
+    def read(self, key: str) -> torch.Tensor:
+        if self.mapped > MAPPED_BYTES:
+            self._open()
+        tensor = self.file.get_tensor(key)
+        self.mapped += tensor.nbytes
+        return tensor
+
+
+class Weights:
+    """All tensors of one source by name, with an account of what was taken.
+
+    Args:
+        files: Name of every tensor and the file it is in, which `fetch` turns into a local path when it is needed; so
+            of a sharded repository only the shards in use are ever downloaded.
+        fetch: File name to local path.
+    """
+
+    def __init__(self, files: dict[str, str], fetch: Callable[[str], Path]):
+        self.files = files
+        self.fetch = fetch
+        self.taken: set[str] = set()
+        self._name, self._file = "", None
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Weights":
+        """Tensors of one `.safetensors` file, or of one torch file of any name."""
+        file = _open_file(path)
+        weights = cls(dict.fromkeys(file.keys(), path.name), lambda name: path)
+        weights._name, weights._file = path.name, file
+        return weights
+
+    @classmethod
+    def from_folder(cls, fetch: Callable[[str], Path | None], name: str) -> "Weights":
+        """Tensors of a transformers folder: one file or an index of shards, safetensors rather than pickles.
+
+        Args:
+            fetch: File name to local path, or to `None` where the folder has no such file.
+            name: What error messages call the folder.
+
+        Raises:
+            FileNotFoundError: The folder has no weights.
+            ValueError: A shard that the index names is missing.
+        """
+
+        def need(file_name: str) -> Path:
+            path = fetch(file_name)
+            if path is None:
+                raise ValueError(f"{name} lacks {file_name}, which its index names: download it completely.")
+            return path
+
+        for single in ("model.safetensors", "pytorch_model.bin"):
+            index = fetch(f"{single}.index.json")
+            if index is not None:
+                return cls(json.loads(index.read_text(encoding="utf-8"))["weight_map"], need)
+            path = fetch(single)
+            if path is not None:
+                return cls.from_file(path)
+        raise FileNotFoundError(f"{name} has neither model.safetensors nor pytorch_model.bin, nor an index of shards.")
+
+    def _reader(self, key: str) -> Any:
+        name = self.files[key]
+        if name != self._name:
+            self._file = None  # the mapping of the shard before is given back first
+            self._name, self._file = name, _open_file(self.fetch(name))
+        return self._file
+
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.files
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._reader(key).shape(key)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._reader(key).dtype(key)
+
+    def read(self, key: str) -> torch.Tensor:
+        """One tensor, as it is stored. It may be a view of the file: it is not to be changed."""
+        return self._reader(key).read(key)
+
+    def take(self, key: str) -> Callable[[], torch.Tensor]:
+        """Marks a tensor as used and returns what reads it."""
+        self.taken.add(key)
+        return lambda: self.read(key)
+
+    def matching(self, pattern: str) -> list[str]:
+        return [key for key in self.files if re.match(pattern, key)]
+
+
+def _open_file(path: Path) -> _PickleFile | _SafetensorsFile:
+    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)

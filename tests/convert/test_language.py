@@ -1,0 +1,361 @@
+"""Any causal language model may take GPT-NeoX's place: every family, every state its weights come in."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto import CONFIG_MAPPING
+
+from jminigpt4.convert import assemble, swap, trust_language_code, verify_folder
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+FAMILIES = {
+    "gpt_neox": {"intermediate_size": 64},
+    "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
+    "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gpt2": {"n_inner": 64},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
+    "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
+}
+WORDS = 40
+
+
+def language_model(folder, family="llama", vocab_size=WORDS, seed=0, **options):
+    """A tiny random language model with a tokenizer of 40 words, as `save_pretrained` leaves them."""
+    overrides = {key: options.pop(key) for key in list(options) if key not in ("max_shard_size",)}
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], "vocab_size": vocab_size, **overrides})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(folder, **options)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {chr(0x3042 + i): 4 + i for i in range(WORDS - 4)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),
+        **{"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    )
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def convert(originals, language, out, **options):
+    sources = originals | {"language": language, "projection": None, "prompt_format": "article-3.6b"}
+    return assemble(**sources | options, out=out)
+
+
+def load(folder):
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def check_equal(theirs, ours, image_token_id):
+    """Same logits for the same text; the image token alone is masked."""
+    ids = torch.arange(4, 24)[None]
+    with torch.no_grad():
+        expected, logits = theirs(input_ids=ids).logits, ours(input_ids=ids).logits
+    kept = [i for i in range(expected.shape[-1]) if i != image_token_id]
+    torch.testing.assert_close(logits[..., kept], expected[..., kept], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(originals, family, tied, tmp_path):
+    theirs = language_model(tmp_path / "llm", family, tie_word_embeddings=tied)
+    proof = convert(originals, tmp_path / "llm", tmp_path / "out")
+    assert "language model" in {row["stage"] for row in proof.rows()}
+    ours, processor = load(tmp_path / "out")
+    assert processor.image_token_id == ours.config.image_token_id == WORDS
+    check_equal(theirs, ours, WORDS)
+    embeddings = ours.get_input_embeddings().weight
+    old = theirs.get_input_embeddings().weight
+    assert torch.equal(embeddings[:WORDS], old) and embeddings.shape[0] == WORDS + 1
+    torch.testing.assert_close(embeddings[WORDS], old.mean(0))
+    assert (ours.lm_head.weight is embeddings) == tied
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert ("lm_head.weight" in saved) == (not tied)
+    ids = torch.arange(4, 10)[None]
+    assert WORDS not in ours.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5)[0]
+
+
+def test_a_padded_table_has_room_for_the_image_token(originals, tmp_path):
+    theirs = language_model(tmp_path / "llm", vocab_size=48)
+    convert(originals, tmp_path / "llm", tmp_path / "out")
+    ours, _ = load(tmp_path / "out")
+    assert ours.config.text_config.vocab_size == 48 and ours.config.image_token_id == WORDS
+    assert torch.equal(ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
+    check_equal(theirs, ours, WORDS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype(originals, dtype, tmp_path):
+    """The language model in the chosen dtype; Q-Former and projection stay in float32."""
+    language_model(tmp_path / "llm")
+    convert(originals, tmp_path / "llm", tmp_path / "out", dtype=dtype)
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    wide = ("query_tokens", "qformer", "vision_layernorm", "language_projection")
+    for name, tensor in saved.items():
+        expected = torch.float32 if any(part in name.split(".") for part in wide) else getattr(torch, dtype)
+        assert tensor.dtype == expected, name
+    ours, _ = load(tmp_path / "out")
+    assert ours.dtype == getattr(torch, dtype)
+
+
+def test_dtype_of_the_language_model_is_kept(originals, tmp_path):
+    language_model(tmp_path / "llm", dtype="bfloat16").bfloat16().save_pretrained(tmp_path / "llm")
+    convert(originals, tmp_path / "llm", tmp_path / "out", prove_equal=False)
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="'int8' is not one of float32"):
+        convert(originals, tmp_path / "llm", tmp_path / "out2", dtype="int8")
+
+
+def test_values_too_large_for_float16_are_named(originals, tmp_path):
+    language_model(tmp_path / "llm")
+    state = load_file(tmp_path / "llm" / "model.safetensors")
+    state["model.norm.weight"][0] = 70000
+    save_file(state, tmp_path / "llm" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="language_model.norm.weight holds values too large for torch.float16"):
+        convert(originals, tmp_path / "llm", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_in_and_shards_out(originals, tmp_path):
+    language_model(tmp_path / "llm", max_shard_size="10KB")
+    assert (tmp_path / "llm" / "model.safetensors.index.json").is_file()
+    proof = convert(originals, tmp_path / "llm", tmp_path / "out", shard_bytes=160_000)
+    assert proof.passed
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all((tmp_path / "out" / name).stat().st_size < 180_000 for name in files)
+
+
+def test_pickled_shards(originals, tmp_path):
+    """An index of `.bin` files, as most models of 2023 have it."""
+    theirs = language_model(tmp_path / "llm", "llama")
+    state = load_file(tmp_path / "llm" / "model.safetensors")
+    (tmp_path / "llm" / "model.safetensors").unlink()
+    names = sorted(state)
+    files = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, keys in files.items():
+        torch.save({key: state[key] for key in keys}, tmp_path / "llm" / file)
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in files.items() for key in keys}}
+    (tmp_path / "llm" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert convert(originals, tmp_path / "llm", tmp_path / "out").passed
+    check_equal(theirs, load(tmp_path / "out")[0], WORDS)
+
+
+def test_rinnas_4b(originals, reference, tmp_path):
+    """A padded table, dropout in the configuration, a tokenizer that knows line breaks."""
+    options = {
+        "vocab_size": 576,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "attention_dropout": 0.1,
+        "hidden_dropout": 0.1,
+    }
+    theirs = language_model(tmp_path / "llm", "gpt_neox", use_parallel_residual=False, **options)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "llm" / name).unlink(missing_ok=True)
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copyfile(reference / "tokenizer_4b_like" / name, tmp_path / "llm" / name)
+    proof = convert(originals, tmp_path / "llm", tmp_path / "out", prompt_format=None)
+    assert any(row["stage"].startswith("tokenizer") and row["tolerance"] == 0 for row in proof.rows())
+    ours, processor = load(tmp_path / "out")
+    assert (
+        json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))["prompt_format"] == "rinna-4b"
+    )
+    assert ours.config.text_config.hidden_dropout == 0.1 and ours.config.text_config.vocab_size == 576
+    assert processor.image_token_id == len(processor.tokenizer) - 1 < 576
+    check_equal(theirs, ours, processor.image_token_id)
+
+
+def test_legacy_buffers_are_left_out_and_counted(originals, reference, tmp_path):
+    convert(originals, reference / "llm", tmp_path / "out")
+    account = json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))
+    left_out = account["sources"]["language"]["left_out"]
+    assert left_out == {"causal mask of an attention": 6, "frequencies of the rotary embedding": 3}
+
+
+def test_a_tensor_of_another_model_is_named(originals, tmp_path):
+    language_model(tmp_path / "llm")
+    state = load_file(tmp_path / "llm" / "model.safetensors")
+    save_file(state | {"model.layers.2.mlp.up_proj.weight": torch.ones(2)}, tmp_path / "llm" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"neither used nor known to be of no use: model\.layers\.2\.mlp\.up_proj"):
+        convert(originals, tmp_path / "llm", tmp_path / "out")
+    state.pop("model.norm.weight")
+    save_file(state, tmp_path / "llm" / "model.safetensors")
+    with pytest.raises(ValueError, match="1 tensors of the model are in no source, model.language_model.norm.weight"):
+        convert(originals, tmp_path / "llm", tmp_path / "out")
+
+
+def test_a_tied_head_that_differs_is_refused(originals, tmp_path):
+    language_model(tmp_path / "llm", "qwen2", tie_word_embeddings=True)
+    state = load_file(tmp_path / "llm" / "model.safetensors")
+    same = state | {"lm_head.weight": state["model.embed_tokens.weight"].clone()}
+    save_file(same, tmp_path / "llm" / "model.safetensors", metadata={"format": "pt"})
+    convert(originals, tmp_path / "llm", tmp_path / "out")
+    other = state | {"lm_head.weight": state["model.embed_tokens.weight"] + 1}
+    save_file(other, tmp_path / "llm" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds two different tables"):
+        convert(originals, tmp_path / "llm", tmp_path / "out2")
+
+
+def test_code_of_a_language_model_is_never_run(originals, tmp_path):
+    language_model(tmp_path / "llm")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    config |= {"model_type": "mystery", "auto_map": auto_map}
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "llm" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="'mystery', which transformers does not know: it needs code of its own"):
+        convert(originals, tmp_path / "llm", tmp_path / "out")
+    with pytest.raises(ValueError, match="only for a model you name, not 'another'"):
+        convert(originals, tmp_path / "llm", tmp_path / "out", trust_language_code="another")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_a_model_that_transformers_knows_is_not_run(originals, tmp_path):
+    language_model(tmp_path / "llm")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoModelForCausalLM": "code.LM"}
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "llm" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    convert(originals, tmp_path / "llm", tmp_path / "out", trust_language_code="llm")
+    assert not (tmp_path / "ran").exists()
+    text_config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["text_config"]
+    assert "auto_map" not in text_config and text_config["model_type"] == "llama"
+
+
+CONFIGURATION_CODE = """
+from transformers import LlamaConfig
+
+
+class MysteryConfig(LlamaConfig):
+    model_type = "mystery"
+"""
+MODELING_CODE = """
+from transformers import LlamaForCausalLM, LlamaModel
+
+from .configuration_mystery import MysteryConfig
+
+
+class MysteryModel(LlamaModel):
+    config_class = MysteryConfig
+
+
+class MysteryForCausalLM(LlamaForCausalLM):
+    config_class = MysteryConfig
+"""
+STRANGER = """
+    import importlib.util, json, sys
+    sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+    sys.path = [path for path in sys.path if not path.startswith("__editable__")]
+    assert importlib.util.find_spec("jminigpt4") is None
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+    print(type(model.model.language_model).__name__)
+    print(json.dumps(model(input_ids=torch.arange(4, 24)[None]).logits[0, -1, :40].tolist()))
+"""
+
+
+@pytest.fixture
+def mystery(tmp_path):
+    """A language model of a type that comes with its own code, and the LLaMA that computes the same."""
+    theirs = language_model(tmp_path / "llm")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    auto_map = {"AutoConfig": "configuration_mystery.MysteryConfig"}
+    auto_map |= {"AutoModel": "modeling_mystery.MysteryModel"}
+    auto_map |= {"AutoModelForCausalLM": "modeling_mystery.MysteryForCausalLM"}
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config | {"model_type": "mystery", "auto_map": auto_map}))
+    (tmp_path / "llm" / "configuration_mystery.py").write_text(CONFIGURATION_CODE)
+    (tmp_path / "llm" / "modeling_mystery.py").write_text(MODELING_CODE)
+    yield theirs
+    CONFIG_MAPPING._extra_content.pop("mystery", None)
+
+
+def test_code_of_a_named_language_model_is_run_and_carried_along(originals, mystery, tmp_path):
+    proof = convert(originals, tmp_path / "llm", tmp_path / "out", trust_language_code=str(tmp_path / "llm"))
+    assert proof.passed and "language model" in {row["stage"] for row in proof.rows()}
+    assert verify_folder(tmp_path / "out") == []
+    del CONFIG_MAPPING._extra_content["mystery"]  # as another process would find it
+    trust_language_code(tmp_path / "out")
+    ours, _ = load(tmp_path / "out")
+    assert type(ours.model.language_model).__name__ == "MysteryModel"
+    check_equal(mystery, ours, WORDS)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STRANGER), str(tmp_path / "out")],
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    name, logits = done.stdout.splitlines()[-2:]
+    assert name == "MysteryModel"
+    with torch.no_grad():
+        expected = mystery(input_ids=torch.arange(4, 24)[None]).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(json.loads(logits)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "match"),
+    [
+        ({"AutoModel": "modeling_mystery.MysteryModel"}, "lacks AutoConfig, AutoModelForCausalLM"),
+        ({"AutoConfig": "another/repo--configuration_mystery.MysteryConfig"}, "code of another repository"),
+    ],
+)
+def test_code_that_is_incomplete_or_elsewhere_is_refused(originals, mystery, auto_map, match, tmp_path):
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    config["auto_map"] = auto_map if "lacks" in match else config["auto_map"] | auto_map
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=match):
+        convert(originals, tmp_path / "llm", tmp_path / "out", trust_language_code="llm")
+
+
+def test_a_folder_without_language_code_has_none_to_trust(converted):
+    with pytest.raises(ValueError, match="carries no code of a language model"):
+        trust_language_code(converted.folder)
+
+
+def test_swap_language(originals, converted, tmp_path):
+    """The article's title act: another language model behind the same eyes."""
+    theirs = language_model(tmp_path / "llm", "qwen2")
+    proof = swap(
+        converted.folder, language=tmp_path / "llm", out=tmp_path / "out", prompt_format="article-3.6b", progress=False
+    )
+    assert proof.passed
+    old, new = (load_file(folder / "model.safetensors") for folder in (converted.folder, tmp_path / "out"))
+    kept = [name for name in old if ".vision_model." in name or "qformer" in name or "query_tokens" in name]
+    assert kept and all(torch.equal(old[name], new[name]) for name in kept)
+    ours, _ = load(tmp_path / "out")
+    check_equal(theirs, ours, WORDS)
+    notes = json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))["notes"]
+    assert any("has to be trained" in note for note in notes)
+    with pytest.raises(ValueError, match="is not a folder of jminigpt4"):
+        swap(tmp_path / "llm", language=tmp_path / "llm", out=tmp_path / "out2")

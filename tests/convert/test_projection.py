@@ -1,0 +1,110 @@
+"""The projection: taken where it fits, refused with the likely mix-up named, and given back bit for bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from jminigpt4.checkpoint import save_projection
+from jminigpt4.convert import assemble, verify_folder, write_minigpt4_checkpoint
+from jminigpt4.convert.language import projection_part
+from jminigpt4.convert.sources import open_source
+
+
+def projection_file(path, weight, bias=None):
+    bias = torch.zeros(weight.shape[0]) if bias is None else bias
+    torch.save({"model": {"llama_proj.weight": weight, "llama_proj.bias": bias}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("found", "needed", "named"),
+    [
+        ((4096, 768), (2816, 768), ["7B LLaMA", "768 to 4096", "768 to 2816", "rinna's GPT-NeoX"]),
+        ((5120, 768), (4096, 768), ["13B LLaMA", "7B LLaMA", "768 to 5120", "768 to 4096"]),
+        ((4096, 5632), (4096, 768), ["Llama-2 7B without a Q-Former", "5632 to 4096"]),
+        ((48, 40), (48, 32), ["40 to 48", "32 to 48"]),
+    ],
+)
+def test_a_wrong_size_names_both_sizes_and_the_likely_mix_up(found, needed, named, tmp_path):
+    source = open_source(projection_file(tmp_path / "p.pth", torch.zeros(1, 1).expand(found).contiguous()))
+    with pytest.raises(ValueError) as caught:
+        projection_part(source, needed[1], needed[0], "the language model")
+    assert all(words in str(caught.value) for words in named)
+
+
+def test_a_fresh_projection_is_reproducible_and_said_to_be_fresh(originals, tmp_path):
+    sources = originals | {"projection": None}
+    for name in ("a", "b"):
+        torch.rand(1)
+        assemble(**sources, out=tmp_path / name, prove_equal=False)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
+    weight = a["model.language_projection.weight"]
+    assert torch.equal(weight, b["model.language_projection.weight"])
+    assert 0 < weight.abs().max() <= 32**-0.5  # `nn.Linear`'s own initialisation
+    assert "freshly initialised" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+
+
+def test_our_own_projection_file(originals, converted, tmp_path):
+    path = save_projection(converted.model, tmp_path, {"language_model": "rinna/japanese-gpt-neox-3.6b"})
+    assemble(**originals | {"projection": path}, out=tmp_path / "out", prove_equal=False)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted.folder))
+    name = "model.language_projection.weight"
+    assert torch.equal(ours[name], theirs[name])
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "trained for rinna/japanese-gpt-neox-3.6b, not for llm" in card
+
+
+def test_the_way_back_is_bit_equal(originals, converted, reference, tmp_path):
+    path = write_minigpt4_checkpoint(converted.folder, tmp_path / "checkpoint.pth")
+    back = torch.load(path, weights_only=True)["model"]
+    original = torch.load(reference / "checkpoints" / "checkpoint.pth", weights_only=True)["model"]
+    assert sorted(back) == ["llama_proj.bias", "llama_proj.weight"]
+    assert all(torch.equal(back[name], original[name]) and back[name].dtype == torch.float32 for name in back)
+    assemble(**originals | {"projection": path}, out=tmp_path / "again", prove_equal=False)
+    again, once = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", converted.folder))
+    assert all(torch.equal(again[name], once[name]) for name in once)
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_minigpt4_checkpoint(converted.folder, path)
+    with pytest.raises(ValueError, match="no folder of jminigpt4 and no projection file"):
+        write_minigpt4_checkpoint(reference / "llm", tmp_path / "b.pth")
+
+
+def test_the_way_back_from_a_training_checkpoint(tmp_path):
+    weight, bias = torch.randn(6, 4), torch.randn(6)
+    save_file({"weight": weight, "bias": bias}, tmp_path / "projection.safetensors")
+    back = torch.load(write_minigpt4_checkpoint(tmp_path, tmp_path / "c.pth"), weights_only=True)["model"]
+    assert torch.equal(back["llama_proj.weight"], weight) and torch.equal(back["llama_proj.bias"], bias)
+
+
+def test_a_file_with_two_projections_is_refused(originals, tmp_path):
+    state = {f"{name}.llama_proj.{kind}": torch.zeros(2, 2) for name in "ab" for kind in ("weight", "bias")}
+    torch.save({"model": state}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match="needs exactly one projection"):
+        assemble(**originals | {"projection": tmp_path / "two.pth"}, out=tmp_path / "out")
+
+
+def test_another_projection_for_a_folder_of_ours(originals, converted, tmp_path):
+    """Every other part, tokenizer and prompt format come from the folder as they are."""
+    weight, bias = torch.randn(48, 32), torch.randn(48)
+    shutil.copyfile(converted.folder / "config.json", tmp_path / "config.json")  # as beside a training run's output
+    save_file({"weight": weight, "bias": bias}, tmp_path / "projection.safetensors")
+    parts = {"vision": converted.folder, "language": converted.folder}
+    projection = tmp_path / "projection.safetensors"
+    assert assemble(**parts, projection=projection, out=tmp_path / "out", progress=False).passed
+    assert verify_folder(tmp_path / "out") == []
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted.folder))
+    changed = {name for name in theirs if not torch.equal(ours[name], theirs[name])}
+    assert changed == {"model.language_projection.weight", "model.language_projection.bias"}
+    assert torch.equal(ours["model.language_projection.weight"], weight)
+    tokenizers = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", converted.folder))
+    texts = ["犬と<ImageHere>猫</s>", "a<\ufdd0/s>b", "ユーザー: 何?<NL>"]
+    assert len({json.dumps(tokenizer(texts)["input_ids"]) for tokenizer in tokenizers}) == 1
+    old, new = (
+        json.loads((folder / "conversion.json").read_text()) for folder in (converted.folder, tmp_path / "out")
+    )
+    assert new["prompt_format"] == old["prompt_format"] == "article-3.6b"
+    assert new["sources"]["vision"] == {**old["sources"]["vision"], "through": "checkpoint"}
