@@ -1,0 +1,310 @@
+"""Training: the article's recipe, Hugging Face's BLIP-2 and this package, side by side on the same rows.
+
+    python benchmarks/train.py --quick          a language model of 65 million parameters, at most a minute
+    python benchmarks/train.py                  the same, more repeats, eight questions a picture as well
+    python benchmarks/train.py --true-scale     EVA ViT-g and a language model of 3.6 billion, bfloat16: 12 GB, minutes
+
+One step is forward and backward with only the projection learning. All contenders share one set of random weights and
+take turns in one process; times are CPU seconds of the process, medians over the repeats. The last line is JSON:
+`ratio` is the article's time over ours, `gradient_relative_error` ours against the article's.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    GPTNeoXConfig,
+)
+
+from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4.train.loss import PackLoss
+from jminigpt4.train.packing import IGNORED, EncodedGroup, EncodedRow, Packer
+
+BOS, EOS, FIRST_WORD = 2, 3, 10
+# Tokens of the article's prompt before and after the picture: "<s>ユーザー: <IMG>" and "</IMG><NL>システム: ".
+BEFORE, AFTER = 7, 13
+
+
+def make_config(true_scale: bool) -> JMiniGPT4Config:
+    """EVA ViT-g, Q-Former and rinna's 3.6b, or the same proportions at a fiftieth of the size."""
+    if true_scale:
+        return JMiniGPT4Config()
+    vision = Blip2VisionConfig(
+        hidden_size=352,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        image_size=224,
+        patch_size=14,
+    )
+    qformer = Blip2QFormerConfig(
+        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, encoder_hidden_size=352
+    )
+    text = GPTNeoXConfig(
+        vocab_size=4096,
+        hidden_size=704,
+        num_hidden_layers=10,
+        num_attention_heads=8,
+        intermediate_size=2816,
+        max_position_embeddings=2048,
+        use_parallel_residual=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=0,
+    )
+    return JMiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text)
+
+
+def make_model(config: JMiniGPT4Config, dtype: torch.dtype) -> JMiniGPT4ForConditionalGeneration:
+    """Random weights, made in their dtype; with the usual 0.02 gradients of deep random models are healthy."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    model = JMiniGPT4ForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    model.freeze()
+    model.model.language_projection.float()
+    return model.train()
+
+
+def as_blip2(model: JMiniGPT4ForConditionalGeneration) -> Blip2ForConditionalGeneration:
+    """Hugging Face's BLIP-2 around the same modules and weights."""
+    ours = model.config
+    config = Blip2Config(
+        vision_config=ours.vision_config.to_dict(),
+        qformer_config=ours.qformer_config.to_dict(),
+        text_config=ours.text_config.to_dict(),
+        num_query_tokens=ours.num_query_tokens,
+        image_token_index=ours.image_token_id,
+    )
+    with torch.device("meta"):
+        blip2 = Blip2ForConditionalGeneration(config)
+    core = model.model
+    blip2.vision_model, blip2.qformer, blip2.query_tokens = core.vision_model, core.qformer, core.query_tokens
+    blip2.language_projection = core.language_projection
+    blip2.language_model.gpt_neox = core.language_model
+    blip2.language_model.lm_head = model.lm_head
+    return blip2
+
+
+def make_rows(kind: str, pictures: int, config: JMiniGPT4Config, seed: int) -> list[EncodedGroup]:
+    """Rows of the article's format with lengths as STAIR's captions (5 a picture) or Visual Genome's answers (8)."""
+    generator = random.Random(seed)
+    words = config.text_config.vocab_size
+
+    def some(least: int, most: int) -> list[int]:
+        return [generator.randrange(FIRST_WORD, words) for _ in range(generator.randint(least, most))]
+
+    before, after = [BOS, *some(BEFORE - 1, BEFORE - 1)], some(AFTER, AFTER)
+    image = [config.image_token_id] * config.num_query_tokens
+    groups = []
+    for picture in range(pictures):
+        rows = []
+        for _ in range(5 if kind == "captions" else 8):
+            question = some(6, 14) if kind == "questions" else []
+            answer = [*(some(8, 20) if kind == "captions" else some(1, 6)), EOS]
+            prompt = before + image + after[:4] + question + after[4:]
+            rows.append(EncodedRow(prompt + answer, [IGNORED] * len(prompt) + answer))
+        groups.append(EncodedGroup(tuple(rows), (picture,)))
+    return groups
+
+
+def padded(groups: list[EncodedGroup]) -> dict[str, torch.Tensor]:
+    """The article's batch: one padded row per text, the picture again for each."""
+    rows = [(row, group.pictures[0]) for group in groups for row in group.rows]
+    length = max(len(row.input_ids) for row, _ in rows)
+    batch = {
+        "input_ids": [row.input_ids + [0] * (length - len(row.input_ids)) for row, _ in rows],
+        "attention_mask": [[1] * len(row.input_ids) + [0] * (length - len(row.input_ids)) for row, _ in rows],
+        "labels": [row.labels + [IGNORED] * (length - len(row.labels)) for row, _ in rows],
+        "pictures": [picture for _, picture in rows],
+    }
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+class Contenders:
+    """The ways to take one step on the same rows; each returns the mean loss over supervised tokens."""
+
+    def __init__(self, model: JMiniGPT4ForConditionalGeneration, groups: list[EncodedGroup], pack_tokens: int):
+        config = model.config
+        size = config.vision_config.image_size
+        self.model, self.blip2, self.loss = model, as_blip2(model), PackLoss(model)
+        dtype = model.model.vision_model.dtype
+        self.pixels = torch.randn(len(groups), 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+        self.batch = padded(groups)
+        prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
+        self.packs = Packer(config.image_token_id, config.num_query_tokens, pack_tokens, prefix).pack(groups)
+        self.targets = sum(len(pack.targets) for pack in self.packs)
+        with torch.no_grad():
+            self.features = model.get_query_features(self.pixels)
+        self.rows = len(self.batch["input_ids"])
+
+    def _plain(self, model: torch.nn.Module) -> torch.Tensor:
+        batch = dict(self.batch)
+        loss = model(pixel_values=self.pixels[batch.pop("pictures")], **batch).loss
+        loss.backward()
+        return loss.detach()
+
+    def article(self) -> torch.Tensor:
+        """ViT, Q-Former and language model for every row, logits everywhere."""
+        return self._plain(self.model)
+
+    def hf_blip2(self) -> torch.Tensor:
+        """The same by Hugging Face's Blip2ForConditionalGeneration around GPT-NeoX."""
+        return self._plain(self.blip2)
+
+    def _packed(self, features: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(())
+        for pack in self.packs:
+            loss = self.loss(pack, features).sum() / self.targets
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def ours(self) -> torch.Tensor:
+        """Cached query features, shared prefix, constant prefix as keys and values, logits at targets."""
+        return self._packed(self.features)
+
+    def ours_no_cache(self) -> torch.Tensor:
+        """The same with every picture encoded once, as random crops need it."""
+        with torch.no_grad():
+            features = self.model.get_query_features(self.pixels)
+        return self._packed(features)
+
+    def gradient(self, step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Loss and projection gradient of a step, and the most bytes that it held besides weights and inputs."""
+        self.model.zero_grad(set_to_none=True)
+        known = [*self.model.parameters(), *self.model.buffers(), self.pixels, self.features]
+        with LiveBytes(known) as live:
+            loss = step()
+        layer = self.model.model.language_projection
+        gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).double()
+        self.model.zero_grad(set_to_none=True)
+        return loss, gradient, live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is active; `peak` is the most alive at one time.
+
+    Args:
+        known: Tensors that were there before, which do not count.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._counted: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage):
+        key, size = storage.data_ptr(), storage.nbytes()
+        if not size or key in self._known or key in self._counted:
+            return
+        self._counted.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int):
+        self._counted.discard(key)
+        self.live -= size
+
+
+def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
+    """All contenders in turn, `repeats` times, after one round that is not timed but counts memory; the first of
+    `names` is what the others are compared with."""
+    steps = {name: getattr(contenders, name) for name in names}
+    expected_loss, expected = None, None
+    results: dict[str, dict[str, float]] = {}
+    for name, step in steps.items():
+        loss, gradient, peak = contenders.gradient(step)
+        expected_loss, expected = (loss, gradient) if expected is None else (expected_loss, expected)
+        results[name] = {
+            "loss": loss.item(),
+            "loss_relative_error": abs(loss - expected_loss).item() / expected_loss.item(),
+            "gradient_relative_error": ((gradient - expected).norm() / expected.norm()).item(),
+            "activation_gb": peak / 1e9,
+        }
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    for name in names:
+        results[name]["cpu_seconds"] = statistics.median(seconds[name])
+        results[name]["ratio"] = statistics.median(
+            first / own for first, own in zip(seconds[names[0]], seconds[name], strict=True)
+        )
+    return results
+
+
+def report(kind: str, results: dict[str, dict[str, float]], contenders: Contenders):
+    largest = max(sum(len(pack.input_ids) for pack in contenders.packs), 1)
+    print(f"\n{kind}: {contenders.rows} rows, {contenders.batch['input_ids'].numel()} tokens padded, {largest} packed")
+    print(f"{'':16}{'CPU s':>9}{'ratio':>8}{'rows/GB':>9}{'loss error':>12}{'gradient error':>16}")
+    for name, result in results.items():
+        rows = contenders.rows if "ours" not in name else contenders.rows / len(contenders.packs)
+        result["rows_per_gb"] = rows / result["activation_gb"]
+        print(
+            f"{name:16}{result['cpu_seconds']:9.2f}{result['ratio']:8.2f}{result['rows_per_gb']:9.1f}"
+            f"{result['loss_relative_error']:12.1e}{result['gradient_relative_error']:16.1e}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="captions only, few repeats: at most a minute")
+    parser.add_argument("--true-scale", action="store_true", help="EVA ViT-g and 3.6 billion parameters in bfloat16")
+    parser.add_argument("--pictures", type=int, default=2, help="pictures in a step")
+    parser.add_argument("--repeats", type=int, help="timed rounds")
+    parser.add_argument("--kinds", nargs="+", choices=["captions", "questions"], help="what to race on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    repeats = options.repeats or (3 if options.quick else 1 if options.true_scale else 7)
+    config = make_config(options.true_scale)
+    dtype = torch.bfloat16 if options.true_scale else torch.float32
+    model = make_model(config, dtype)
+    parameters = sum(each.numel() for each in model.model.language_model.parameters())
+    print(f"language model: {parameters / 1e6:.0f} million parameters, {str(dtype).removeprefix('torch.')}")
+    names = ["article", "hf_blip2", "ours", "ours_no_cache"]
+    summary = {"language_model_parameters": parameters, "dtype": str(dtype).removeprefix("torch.")}
+    for kind in options.kinds or (["captions"] if options.quick else ["captions", "questions"]):
+        contenders = Contenders(model, make_rows(kind, options.pictures, config, seed=0), pack_tokens=1024)
+        results = race(contenders, names, repeats)
+        report(kind, results, contenders)
+        summary[kind] = {
+            "ratio": results["ours"]["ratio"],
+            "ratio_no_cache": results["ours_no_cache"]["ratio"],
+            "ratio_to_hf_blip2": results["hf_blip2"]["cpu_seconds"] / results["ours"]["cpu_seconds"],
+            "gradient_relative_error": results["ours"]["gradient_relative_error"],
+            "rows_per_gb_ratio": results["ours"]["rows_per_gb"] / results["article"]["rows_per_gb"],
+        }
+    kinds = [summary[kind] for kind in ("captions", "questions") if kind in summary]
+    summary["ratio"] = math.prod(each["ratio"] for each in kinds) ** (1 / len(kinds))
+    summary["gradient_relative_error"] = max(each["gradient_relative_error"] for each in kinds)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

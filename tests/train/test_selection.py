@@ -1,0 +1,83 @@
+"""Exclusion lists, twins of COCO and Visual Genome, splits by picture, caption prompts."""
+
+import json
+
+import pytest
+
+from jminigpt4.train.prompts import JAPANESE, CaptionPrompts
+from jminigpt4.train.rows import Picture, caption_row, group_rows, question_row
+from jminigpt4.train.selection import CocoTwins, canonical_id, exclude, read_ids, split
+
+
+def row(image_id: str):
+    return caption_row("猫", Picture(f"{image_id}.jpg"), image_id, "source")
+
+
+@pytest.fixture
+def twins(tmp_path) -> CocoTwins:
+    """Visual Genome's pictures 1 and 3 are COCO's 9 and 25."""
+    entries = [{"image_id": 1, "coco_id": 9.0}, {"image_id": 2, "coco_id": None}, {"image_id": 3, "coco_id": 25}]
+    (tmp_path / "image_data.json").write_text(json.dumps(entries))
+    return CocoTwins(tmp_path / "image_data.json")
+
+
+@pytest.mark.parametrize("spelt", [9, 9.0, "9", "9.0", "000000000009", "coco:9", "COCO_val2014_000000000009.jpg"])
+def test_one_picture_has_one_id(spelt):
+    assert canonical_id(spelt) == "coco:9"
+
+
+def test_a_picture_of_an_evaluation_set_is_excluded_under_both_its_ids(tmp_path, twins):
+    rows = [row("coco:9"), row("vg:1"), row("vg:2"), row("vg:3"), row("coco:25"), row("mine:9")]
+    (tmp_path / "val.txt").write_text("000000000009\n")
+    kept = exclude(rows, read_ids(tmp_path / "val.txt"), twins)
+    assert [each.image_ids[0] for each in kept] == ["vg:2", "vg:3", "coco:25", "mine:9"]
+    (tmp_path / "vg500.json").write_text(json.dumps([{"image_id": 3, "coco_id": float("nan")}]))
+    kept = exclude(rows, read_ids(tmp_path / "vg500.json"), twins)
+    assert [each.image_ids[0] for each in kept] == ["coco:9", "vg:1", "vg:2", "mine:9"]
+    kept = exclude(rows, read_ids(tmp_path / "vg500.json"), CocoTwins())
+    assert [each.image_ids[0] for each in kept] == ["coco:9", "vg:1", "vg:2", "coco:25", "mine:9"]
+
+
+def test_ids_are_read_from_what_benchmarks_publish(tmp_path):
+    from datasets import Dataset
+
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [{"id": 9}, {"id": 25}], "annotations": []}))
+    (tmp_path / "rows.jsonl").write_text('{"image_id": "coco:9"}\n{"image_id": 25}\n')
+    Dataset.from_dict({"image_id": [1, 2], "coco_id": [9.0, None]}).to_parquet(tmp_path / "vg500.parquet")
+    assert read_ids(tmp_path / "coco.json") == read_ids(tmp_path / "rows.jsonl") == {"coco:9", "coco:25"}
+    assert read_ids(tmp_path / "vg500.parquet") == {"vg:1", "vg:2", "coco:9"}
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="no image ids"):
+        read_ids(tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_ids(tmp_path / "absent.txt")
+
+
+def test_a_split_never_parts_a_picture_or_its_twin(twins):
+    rows = [row(f"coco:{number}") for number in range(400) for _ in range(2)]
+    rows += [question_row("何?", "犬", Picture(f"{number}.jpg"), f"vg:{number}", "vg") for number in (1, 2, 3)]
+    training, validation = split(group_rows(rows, 1), 0.25, twins)
+    sides = [{twins.identity(group.image_ids[0]) for group in side} for side in (training, validation)]
+    assert not sides[0] & sides[1]
+    assert 0.2 < len(validation) / (len(training) + len(validation)) < 0.3
+    again = split(group_rows(rows[100:], 1), 0.25, twins)[1]
+    assert {group.image_ids for group in again} <= {group.image_ids for group in validation}
+    assert split(group_rows(rows), 0.0, twins)[1] == []
+
+
+def test_caption_prompts_are_drawn_with_their_probability_and_only_asked_of_captions():
+    prompts = CaptionPrompts("japanese", 0.25, seed=1)
+    drawn = [prompts.choose(0, 0, group) for group in range(400)]
+    assert 0.2 < sum(bool(each) for each in drawn) / 400 < 0.3
+    assert set(drawn) == {"", *JAPANESE}
+    assert drawn == [CaptionPrompts("japanese", 0.25, seed=1).choose(0, 0, group) for group in range(400)]
+    assert drawn != [prompts.choose(1, 0, group) for group in range(400)]
+    assert CaptionPrompts().choose(0, 0, 3) == "" and CaptionPrompts(["何?"]).choose(0, 0, 3) == "何?"
+    caption = row("coco:1").messages("何?")
+    assert caption[0]["content"] == [{"type": "image"}, {"type": "text", "text": "何?"}]
+    asked = question_row("色は?", "赤", Picture("a.jpg"), "vg:1", "vg").messages("何?")
+    assert asked[0]["content"] == [{"type": "image"}, {"type": "text", "text": "色は?"}]
+    with pytest.raises(ValueError, match="japanese"):
+        CaptionPrompts("german")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        CaptionPrompts("japanese", 1.5)

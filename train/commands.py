@@ -1,0 +1,146 @@
+"""The verbs `train`, `features` and `data` of the command line."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[
+    list[str] | None, typer.Argument(help="Data files or folders; NAME=PATH names one. Default: the recipe's.")
+]
+Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
+Recipe = Annotated[str, typer.Option(help="stage1, stage2, article-stair-vg, or a YAML file.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="A value of the recipe, such as --set epochs=1; may be repeated.")
+]
+
+
+def _changes(settings: list[str] | None) -> dict:
+    import yaml
+
+    changes = {}
+    for setting in settings or []:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ValueError(f"--set takes KEY=VALUE, got {setting!r}.")
+        changes[key] = yaml.safe_load(value)
+    return changes
+
+
+def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | None:
+    if not data:
+        return None
+    sources = []
+    for each in data:
+        name, separator, path = each.partition("=")
+        given = {"name": name, "path": path} if separator else {"path": each}
+        sources.append({**given, "images": images or None})
+    return sources
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
+    data: Data = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
+    recipe: Recipe = "stage1",
+    images: Images = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
+    projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
+    changes: Changes = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    overfit: Annotated[int | None, typer.Option(help="Learn so many pictures by heart: a test of the data.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show one step and what it costs; train nothing.")
+    ] = False,
+    export: Annotated[Path | None, typer.Option(help="Folder for the whole model with the new projection.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
+    report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
+    workers: Annotated[int, typer.Option(help="Processes that prepare steps ahead.")] = 0,
+):
+    """Train the projection of a model on pictures and texts."""
+    from . import engine
+    from .export import export as export_model
+    from .recipe import Recipe
+
+    if export is not None and export.exists():
+        raise FileExistsError(f"{export} exists already: choose another folder for --export.")
+    chosen = Recipe.load(recipe, **_changes(changes))
+    run = engine.prepare(
+        model, _sources(data, images), chosen, None, cache, projection, max_steps=max_steps, overfit=overfit
+    )
+    if dry_run:
+        for name, value in run.dry_run().items():
+            typer.echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
+        return
+    result = run.train(output, resume, report_to, workers=workers)
+    typer.echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
+    if result.eval_loss is not None:
+        typer.echo(f"validation loss {result.eval_loss:.4f}")
+    if result.bad_pictures:
+        typer.echo(f"{len(result.bad_pictures)} bad pictures: {result.output / 'bad_pictures.jsonl'}")
+    if overfit is not None:
+        _print_answers(run)
+    if export is not None and run.state.is_main_process:
+        typer.echo(f"model: {export_model(model, output, export)}")
+
+
+def _print_answers(run: Any):
+    """What the model says of the pictures it was to learn by heart."""
+    from .sampling import Samples
+
+    rows = [group.rows[0] for source in run.sources for group in source.training]
+    samples = Samples(run.model, run.processor, rows, run.encoder, Path(), 1)
+    for number, row in enumerate(rows):
+        typer.echo(f"expected {row.turns[-1].parts[0]!r}, answered {samples.answer(number, row)!r}")
+
+
+def features(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
+    cache: Annotated[Path, typer.Argument(help="Folder of the query-feature cache.")],
+    data: Data,
+    images: Images = None,
+    views: Annotated[int, typer.Option(help="Randomly cropped views per picture; 0: the plain picture.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32: how features are stored.")] = "float16",
+    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
+):
+    """Compute the query features of pictures once, for any number of trainings."""
+    from accelerate import PartialState
+
+    from .features import FeatureCache, PictureEncoder
+    from .frozen import load_model
+    from .readers import as_source, read_source
+    from .recipe import Recipe
+
+    sources = [as_source(each) for each in _sources(data, images) or []]
+    pictures = [picture for source in sources for row in read_source(source) for picture in row.pictures]
+    state = PartialState()
+    loaded, processor = load_model(model, None, Recipe())
+    store = FeatureCache(cache, PictureEncoder(loaded.to(state.device), processor, views, batch_size), dtype)
+    bad = store.fill(pictures, state.process_index, state.num_processes)
+    for each in bad:
+        typer.echo(f"left out: {each.reason}", err=True)
+    typer.echo(f"{len(store):,} pictures in {cache}; {len(bad):,} bad")
+
+
+def data(
+    data: Annotated[list[str], typer.Argument(help="Data files or folders; NAME=PATH names one.")],
+    model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and pictures count. Default: the demo.")] = "",
+    images: Images = None,
+    against: Annotated[list[str] | None, typer.Option(help="Image ids of an evaluation set; may be repeated.")] = None,
+    coco_twins: Annotated[str | None, typer.Option(help="Visual Genome's image_data.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False,
+):
+    """Look through data: counts, bad pictures, token lengths, duplicates, overlap, examples."""
+    import json
+    from dataclasses import asdict
+
+    from transformers import AutoProcessor
+
+    from .. import DEMO
+    from .inspection import inspect
+    from .readers import as_source, read_source
+
+    rows = [row for source in _sources(data, images) or [] for row in read_source(as_source(source))]
+    processor = AutoProcessor.from_pretrained(model or DEMO)
+    for found in inspect(rows, processor, against or (), coco_twins, progress=not as_json):
+        typer.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else "\n".join(found.lines()))

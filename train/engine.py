@@ -1,0 +1,398 @@
+"""`train`: a model, data and a recipe in, a trained projection out."""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+from transformers import PrinterCallback, TrainingArguments
+
+from .features import BadPicture, FeatureCache, PictureEncoder
+from .frozen import load_model, load_trained, save_trained
+from .loss import PackLoss
+from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
+from .order import SampleOrder
+from .packing import Packer
+from .recipe import Recipe
+from .sampling import Samples
+from .selection import CocoTwins
+from .sharding import passes, shard_language
+from .sources import BadPictures, SourceData, fill_cache, read_data
+from .steps import RowEncoder, StepDataset, first_rows
+from .trainer import ProjectionTrainer, check_order, newest_checkpoint
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `train` returns.
+
+    Args:
+        model: The model with the trained projection, in eval mode.
+        steps: Optimiser steps in all.
+        loss: Training loss of the last logged steps.
+        eval_loss: Loss on the validation pictures, or `None`.
+        output: Folder with `projection.safetensors`, `metrics.jsonl`, `learning_curve.png`, `recipe.yaml` and the
+            checkpoints.
+        bad_pictures: Pictures that could not be read.
+    """
+
+    model: Any
+    steps: int
+    loss: float
+    eval_loss: float | None
+    output: Path
+    bad_pictures: list[BadPicture]
+
+
+def train(
+    model: Any,
+    data: Any = None,
+    output: str | os.PathLike = "run",
+    recipe: Recipe | str | os.PathLike = "stage1",
+    *,
+    processor: Any = None,
+    cache: str | os.PathLike | None = None,
+    projection: str | os.PathLike | None = None,
+    resume: bool = True,
+    max_steps: int | None = None,
+    overfit: int | None = None,
+    report_to: str = "none",
+    progress: bool = True,
+    workers: int = 0,
+    **changes: Any,
+) -> Training:
+    """Trains the projection of a model on pictures and texts.
+
+    Args:
+        model: Folder or Hub name of a jminigpt4 checkpoint, or a loaded model (then give its `processor`).
+        data: A file or folder, a [`Source`], a list of them, or a list of [`Row`]; by default the recipe's own.
+        output: Folder of the run. A run that was interrupted goes on from its newest complete checkpoint.
+        recipe: A [`Recipe`], the name of one, or a YAML file.
+        processor: The processor of a loaded model.
+        cache: Folder of the query-feature cache; without one, pictures are encoded once a step.
+        projection: A projection to begin with: a file, or the output folder of another run (stage 2 after stage 1).
+        resume: Whether to go on where an earlier run in `output` stopped; off, its checkpoints are an error.
+        max_steps: Stop after so many optimiser steps.
+        overfit: Learn so many pictures by heart, which shows that data, tokens and labels belong together.
+        report_to: Where transformers' `Trainer` reports to, besides `metrics.jsonl`.
+        progress: Whether to show progress bars.
+        workers: Processes that prepare steps ahead.
+        changes: Values of the recipe to change, such as `epochs=1`.
+
+    Returns:
+        [`Training`].
+
+    Raises:
+        FileExistsError: `output` holds checkpoints and `resume` is off.
+        FileNotFoundError: Model, data or recipe is not there.
+        ValueError: Data or recipe is not in order, or too many pictures are bad.
+    """
+    run = prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
+    return run.train(Path(output), resume, report_to, progress, workers)
+
+
+def prepare(
+    model: Any,
+    data: Any = None,
+    recipe: Recipe | str | os.PathLike = "stage1",
+    processor: Any = None,
+    cache: str | os.PathLike | None = None,
+    projection: str | os.PathLike | None = None,
+    max_steps: int | None = None,
+    overfit: int | None = None,
+    progress: bool = True,
+    **changes: Any,
+) -> "Run":
+    """All that `train` does before the first step; arguments as there."""
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe.with_(**changes)
+    if overfit is not None:
+        recipe, max_steps = by_heart(recipe, overfit), max_steps or 200
+    state = PartialState()
+    sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
+    if overfit is not None:
+        sources = _first_groups(sources, overfit)
+    model, processor = load_model(model, processor, recipe)
+    spread = shard_language(model, state) if recipe.shard_language else []
+    if model.device != state.device:
+        model.to(state.device)
+    if projection is not None:
+        load_trained(model, Path(projection))
+    encoder = PictureEncoder(model, processor, views=recipe.views if recipe.augmentation and cache else 0)
+    bad = BadPictures(recipe, sum(len(group.pictures) for source in sources for group in source.training))
+    pictures: PictureEncoder | FeatureCache = encoder
+    if cache is not None:
+        pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
+        sources = fill_cache(pictures, sources, bad, state, progress)
+    run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
+    return run
+
+
+def by_heart(recipe: Recipe, pictures: int) -> Recipe:
+    """The recipe for learning a few pictures by heart: all of them in every step, fast, and never cropped."""
+    return recipe.with_(
+        pictures_per_step=pictures,
+        steps_per_epoch=None,
+        epochs=200,
+        warmup_steps=10,
+        learning_rate=1e-3,
+        min_learning_rate=1e-4,
+        augmentation=False,
+        validation=0.0,
+        save_steps=200,
+    )
+
+
+def _first_groups(sources: list[SourceData], count: int) -> list[SourceData]:
+    kept = []
+    for source in sources:
+        if count > 0:
+            kept.append(replace(source, training=source.training[:count]))
+            count -= len(kept[-1].training)
+    return kept
+
+
+class Run:
+    """A model with its data, ready to train.
+
+    Args:
+        model, processor: From `load_model`.
+        sources: Groups of rows of each data source.
+        encoder: Encodes pictures.
+        pictures: Where steps take pictures from: `encoder`, or the cache.
+        recipe: The numbers.
+        bad: Takes note of bad pictures.
+        state: accelerate's: which of how many processes this is.
+        max_steps: Stop after so many steps.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        sources: list[SourceData],
+        encoder: PictureEncoder,
+        pictures: PictureEncoder | FeatureCache,
+        recipe: Recipe,
+        bad: BadPictures,
+        state: PartialState,
+        max_steps: int | None,
+    ):
+        self.model, self.processor, self.sources, self.encoder = model, processor, sources, encoder
+        self.pictures, self.recipe, self.bad, self.state = pictures, recipe, bad, state
+        self.loss, self.device = PackLoss(model), state.device or torch.device("cpu")
+        self.rows = RowEncoder(processor, recipe.max_answer_tokens)
+        groups = [source.training for source in sources]
+        self.packer = Packer(
+            model.config.image_token_id,
+            model.config.num_query_tokens,
+            recipe.pack_tokens,
+            prefix=() if _no_prefix(recipe) else self.rows.prefix(first_rows(groups, 3)),
+            mean_per_answer=recipe.loss == "answer_mean",
+            share=recipe.share_prefix,
+        )
+        weights = [source.weight for source in sources]
+        order = SampleOrder(
+            [len(each) for each in groups],
+            recipe.pictures_per_step,
+            recipe.seed,
+            [1.0 if weight is None else weight for weight in weights] if any(weights) else None,
+            recipe.steps_per_epoch,
+        )
+        total = recipe.epochs * order.steps_per_epoch
+        self.steps = self._dataset(groups, order, recipe, min(total, max_steps or total))
+        self.validation = self._validation()
+
+    def _dataset(self, groups: list, order: SampleOrder, recipe: Recipe, steps: int) -> StepDataset:
+        return StepDataset(
+            groups,
+            order,
+            self.rows,
+            self.packer,
+            recipe,
+            [source.prompts for source in self.sources],
+            self.pictures,
+            steps,
+            self.state.process_index,
+            self.state.num_processes,
+        )
+
+    def _validation(self) -> StepDataset | None:
+        held = [source.validation for source in self.sources]
+        if not any(held):
+            return None
+        order = SampleOrder([len(each) for each in held], self.recipe.pictures_per_step, self.recipe.seed)
+        return self._dataset(held, order, self.recipe.with_(augmentation=False), order.steps_per_epoch)
+
+    def train(
+        self,
+        output: Path,
+        resume: bool = True,
+        report_to: str = "none",
+        progress: bool = True,
+        workers: int = 0,
+    ) -> Training:
+        """Trains from the newest checkpoint in `output`, or from the start; arguments as of `train`."""
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest_checkpoint(output, self.state.is_main_process)
+        if checkpoint is not None:
+            if not resume:
+                raise FileExistsError(f"{output} holds {checkpoint.name} of an earlier run: choose another output.")
+            check_order(checkpoint, self.steps.order)
+        trainer = self._trainer(output, report_to, progress, workers)
+        if self.state.is_main_process:
+            _write_recipe(self.recipe, output)
+        if checkpoint is None:
+            self.first_loss()
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        if self.validation is not None and len(self.steps) % self._eval_steps:
+            evaluated.append(trainer.evaluate()["eval_loss"])
+        if self.state.is_main_process:
+            self._write_results(output)
+        self.state.wait_for_everyone()
+        self.model.eval()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return Training(
+            model=self.model,
+            steps=result.global_step,
+            loss=losses[-1] if losses else math.nan,
+            eval_loss=evaluated[-1] if evaluated else None,
+            output=output,
+            bad_pictures=list(self.bad.found.values()),
+        )
+
+    @property
+    def _epoch(self) -> int:
+        return min(self.steps.order.steps_per_epoch, len(self.steps))
+
+    @property
+    def _eval_steps(self) -> int:
+        return self.recipe.eval_steps or self._epoch
+
+    def _trainer(self, output: Path, report_to: str, progress: bool, workers: int) -> ProjectionTrainer:
+        arguments = TrainingArguments(
+            output_dir=str(output),
+            max_steps=len(self.steps),
+            per_device_train_batch_size=1,
+            max_grad_norm=self.recipe.max_grad_norm,
+            # rinna's files are float16: what passes through such a model needs its gradient scaled.
+            fp16=self.model.dtype == torch.float16 and torch.cuda.is_available(),
+            logging_steps=self.recipe.log_steps,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=self.recipe.save_steps or self._epoch,
+            eval_strategy="steps" if self.validation is not None else "no",
+            eval_steps=self._eval_steps,
+            seed=self.recipe.seed,
+            report_to=report_to,
+            disable_tqdm=True,
+            dataloader_num_workers=workers,
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
+        )
+        titles = [source.title for source in self.sources]
+        trainer = ProjectionTrainer(
+            self.loss, arguments, self.recipe, self.steps, self.validation, self.encoder, titles, self.bad.note
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(MetricsLog(output, trainer.throughput, progress))
+        if self.recipe.sample_steps:
+            trainer.add_callback(self._samples(output, self.recipe.sample_steps))
+        return trainer
+
+    def _samples(self, output: Path, steps: int) -> Samples:
+        held = [group for source in self.sources for group in source.validation or source.training]
+        rows = [group.rows[0] for group in held if group.pictures][:4]
+        return Samples(
+            self.model, self.processor, rows, self.encoder, output, steps,
+            everywhere=self.recipe.shard_language,
+        )  # fmt: skip
+
+    def _write_results(self, output: Path):
+        save_trained(self.model, output)
+        if self.bad.found:
+            lines = [json.dumps({"picture": each.name, "reason": each.reason}) for each in self.bad.found.values()]
+            (output / "bad_pictures.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if (output / "metrics.jsonl").is_file():
+            draw_learning_curve(output / "metrics.jsonl", output / "learning_curve.png")
+
+    @torch.no_grad()
+    def first_loss(self) -> float:
+        """Loss of the first pack before anything is learnt; says what is probably wrong where the number shows it.
+
+        A loss of ln(vocabulary) means that the language model knows nothing: MiniGPT-4's users met 10.375 = ln 32000
+        with the wrong or unloaded language model, and NaN where float16 overflowed.
+
+        Raises:
+            ValueError: The loss is not a number, or no row has a token to learn.
+        """
+        step = next((step for step in (self.steps[index] for index in range(len(self.steps))) if step.packs), None)
+        if step is None:
+            raise ValueError("No row of the data has a token to learn: are all pictures bad?")
+        self.model.eval()
+        pack = step.packs[0].to(self.device)
+        loss = self.loss(pack, self.encoder.features(step.query_features, step.pixel_values)).mean().item()
+        if not math.isfinite(loss):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"The loss before the first step is {loss}: the language model in {dtype} overflows, or its weights "
+                "are not numbers. Load it with precision bf16 or fp32, and check that its files are whole."
+            )
+        blind = math.log(self.model.config.text_config.vocab_size)
+        if abs(loss - blind) < 0.02 * blind:
+            tqdm.write(
+                f"Warning: the loss before the first step is {loss:.3f} and ln(vocabulary) is {blind:.3f}: the "
+                "language model guesses blindly. Were its weights loaded, and are they this tokenizer's?"
+            )
+        return loss
+
+    def dry_run(self) -> dict[str, float]:
+        """One step, forward and backward, without learning from it: what a run will take.
+
+        Returns:
+            `steps`, `rows`, `tokens`, `packs`, `supervised_tokens_per_row` of the first step, its `loss`, `seconds`
+            and `peak_memory_gb`, and the `hours` that all steps would take at this pace.
+        """
+        loss = self.first_loss()
+        self.model.train()
+        start = time.perf_counter()
+        step = self.steps[0]
+        features = self.encoder.features(step.query_features, step.pixel_values)
+        spread = self.recipe.shard_language
+        for pack, pictures in passes(step.packs, features, self.model.config, self.device, spread):
+            torch.autograd.backward(self.loss(pack, pictures).sum())
+        self.model.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+        return {
+            "steps": len(self.steps),
+            "rows": step.rows,
+            "tokens": step.tokens,
+            "packs": len(step.packs),
+            "supervised_tokens_per_row": sum(len(pack.targets) for pack in step.packs) / max(1, step.rows),
+            "loss": loss,
+            "seconds": seconds,
+            "peak_memory_gb": peak_memory_gb(),
+            "hours": seconds * len(self.steps) / 3600,
+        }
+
+
+def _no_prefix(recipe: Recipe) -> bool:
+    """Adapters change what the prefix is to the model, recomputed layers cannot take a filled cache, and spread layers
+    would meet in a pass that only some processes need."""
+    return bool(recipe.lora or recipe.gradient_checkpointing or recipe.shard_language)
+
+
+def _write_recipe(recipe: Recipe, output: Path):
+    import yaml
+
+    text = yaml.safe_dump(recipe.values(), allow_unicode=True, sort_keys=False)
+    (output / "recipe.yaml").write_text(text, encoding="utf-8")

@@ -1,0 +1,312 @@
+"""The query-feature cache: the frozen half of the model is run once per picture, not once per row and epoch.
+
+A cache is a folder:
+
+    fingerprint.json                    what the features were computed with; anything else is refused
+    features-<name>.safetensors         `features` (pictures, views, num_query_tokens, size), `digests` (pictures, 32)
+    stamps-<name>.json                  picture -> [bytes, time of change, digest]: unchanged files are not read
+
+Every file appears complete under its name and is never written again, so several processes can fill one cache, and a
+killed run loses at most the pictures of one file. Pictures are known by the SHA-256 of their content.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from .augmentation import random_resized_crop
+from .rows import Picture, TablePicture
+
+FINGERPRINT = "fingerprint.json"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class BadPicture:
+    """A picture that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+class PictureEncoder:
+    """Pictures to query features with the frozen half of a model.
+
+    Args:
+        model: A [`JMiniGPT4ForConditionalGeneration`].
+        processor: Its [`JMiniGPT4Processor`].
+        views: Number of augmented views per picture; 0: the plain picture, one view.
+        batch_size: Pictures encoded at a time.
+    """
+
+    def __init__(self, model: Any, processor: Any, views: int = 0, batch_size: int = 16):
+        self.model, self.image_processor = model, processor.image_processor
+        self.views, self.batch_size = views, batch_size
+
+    def pixel_values(self, content: bytes, name: str, seeds: Iterable[int | None]) -> torch.Tensor:
+        """One view of a picture per seed (`None`: the plain picture), `(views, 3, height, width)`.
+
+        Raises:
+            ValueError: The picture cannot be decoded; the message names it.
+        """
+        image = self.image_processor.to_rgb(content, name)
+        size = self.image_processor.size
+        views = [
+            image if seed is None else random_resized_crop(image, (size["height"], size["width"]), seed)
+            for seed in seeds
+        ]
+        return self.image_processor(images=views, return_tensors="pt")["pixel_values"]
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(n, 3, height, width)` to query features `(n, num_query_tokens, size)`, on the model's device."""
+        encoder = self.model.model.vision_model
+        with torch.no_grad():
+            parts = [
+                self.model.get_query_features(part.to(self.model.device, encoder.dtype))
+                for part in pixel_values.split(self.batch_size)
+            ]
+        return torch.cat(parts)
+
+    def features(self, query_features: torch.Tensor | None, pixel_values: torch.Tensor | None) -> torch.Tensor | None:
+        """Query features of a step's pictures on the model's device: taken from a cache, or encoded now."""
+        if pixel_values is not None:
+            return self.encode(pixel_values)
+        return query_features.to(self.model.device) if query_features is not None else None
+
+    def view_seeds(self, digest: bytes) -> list[int | None]:
+        """Seeds of the views of a picture: a function of its content, so that every process draws the same."""
+        if not self.views:
+            return [None]
+        start = int.from_bytes(digest[:6], "big")
+        return [start + view for view in range(self.views)]
+
+    def fingerprint(self, dtype: str) -> dict[str, Any]:
+        """What features depend on: frozen weights, preprocessing, views and the type they are stored in."""
+        core, digest = self.model.model, hashlib.sha256()
+        parts = {"vision_model": core.vision_model, "vision_layernorm": core.vision_layernorm, "qformer": core.qformer}
+        tensors = {"query_tokens": core.query_tokens}
+        for name, part in parts.items():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        config = self.model.config
+        epsilons = [config.vision_layernorm_eps, config.qformer_config.layer_norm_eps]
+        epsilons.append(getattr(config.vision_config, "layer_norm_eps", None))
+        settings = {key: value for key, value in self.image_processor.to_dict().items() if not key.startswith("_")}
+        settings = json.loads(json.dumps(settings, default=str))
+        return {
+            "encoder": digest.hexdigest(),
+            "layer_norm_eps": epsilons,
+            "preprocessing": settings,
+            "views": self.views,
+            "dtype": dtype,
+            "shape": list(core.query_tokens.shape[1:]),
+        }
+
+
+class FeatureCache:
+    """A folder of query features; see the module.
+
+    Args:
+        folder: The cache's folder; made when it is not there.
+        encoder: What computes features that are missing.
+        dtype: `"float16"`, `"bfloat16"` or `"float32"`: how features are stored.
+
+    Raises:
+        ValueError: The folder holds features of another encoder, preprocessing, number of views or dtype.
+    """
+
+    def __init__(self, folder: str | os.PathLike, encoder: PictureEncoder, dtype: str = "float16"):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        self.folder, self.encoder, self.dtype = Path(folder), encoder, dtype
+        self._check_fingerprint()
+        self._shards: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._loaded: set[str] = set()
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._stamps: dict[str, tuple[int, int, bytes]] = {}
+        self.load()
+
+    def _check_fingerprint(self):
+        fingerprint = self.encoder.fingerprint(self.dtype)
+        path = self.folder / FINGERPRINT
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            different = [key for key in fingerprint if stored.get(key) != fingerprint[key]]
+            if different:
+                raise ValueError(
+                    f"{self.folder} holds features computed with another {', '.join(different)}: they do not belong "
+                    "to this model and these settings. Use another folder, or delete this one."
+                )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _finished_file(path) as temporary:
+                temporary.write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    def load(self):
+        """Takes up files that other processes have finished."""
+        for path in sorted(self.folder.glob("features-*.safetensors")):
+            if path.name not in self._loaded:
+                self._loaded.add(path.name)
+                with safe_open(path, framework="pt") as file:  # the tensors are views of a memory map
+                    features, digests = file.get_tensor("features"), file.get_tensor("digests")
+                for row, digest in enumerate(digests.numpy()):
+                    self._places[digest.tobytes()] = (len(self._shards), row)
+                self._shards.append((features, digests))
+        for path in sorted(self.folder.glob("stamps-*.json")):
+            if path.name not in self._loaded:
+                self._loaded.add(path.name)
+                stamps = json.loads(path.read_text(encoding="utf-8"))
+                self._stamps |= {
+                    name: (size, time, bytes.fromhex(hex_)) for name, (size, time, hex_) in stamps.items()
+                }
+
+    def __contains__(self, picture: Picture | TablePicture) -> bool:
+        digest = self._known_digest(picture)
+        return digest is not None and digest in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def features(self, pictures: list[Picture | TablePicture], view: int | list[int] = 0) -> torch.Tensor:
+        """Features of pictures, `(n, num_query_tokens, size)`, in the cache's dtype.
+
+        Args:
+            pictures: Pictures that are in the cache.
+            view: Which augmented view, one for all or one for each.
+
+        Raises:
+            KeyError: A picture is not in the cache, or has changed since.
+        """
+        views = [view] * len(pictures) if isinstance(view, int) else view
+        rows = []
+        for picture, chosen in zip(pictures, views, strict=True):
+            digest = self._known_digest(picture)
+            if digest is None or digest not in self._places:
+                raise KeyError(f"{picture.name} is not in the feature cache {self.folder}, or has changed since.")
+            shard, row = self._places[digest]
+            rows.append(self._shards[shard][0][row, chosen])
+        shape = (0, *self.encoder.model.model.query_tokens.shape[1:])
+        return torch.stack(rows) if rows else torch.empty(shape, dtype=DTYPES[self.dtype])
+
+    def fill(
+        self,
+        pictures: Iterable[Picture | TablePicture],
+        rank: int = 0,
+        world: int = 1,
+        pictures_per_file: int = 1000,
+        progress: bool = True,
+        watch: Callable[[BadPicture], None] | None = None,
+    ) -> list[BadPicture]:
+        """Computes what is missing, and returns the pictures that cannot be read.
+
+        Args:
+            pictures: All pictures of the data; each is taken once.
+            rank, world: This process encodes every `world`-th picture from `rank` on.
+            pictures_per_file: How many pictures go into one file, which is what a killed run can lose.
+            progress: Whether to show a progress bar.
+            watch: Called with each bad picture as it is met; may raise to stop.
+        """
+        distinct = list({picture.name: picture for picture in pictures}.values())[rank::world]
+        missing = [picture for picture in distinct if picture not in self]
+        bad: list[BadPicture] = []
+
+        def note(picture: Picture | TablePicture, error: Exception):
+            bad.append(BadPicture(picture.name, str(error)))
+            if watch:
+                watch(bad[-1])
+
+        bar = tqdm(missing, desc="query features", unit="picture", disable=not progress or not missing)
+        for start in range(0, len(missing), pictures_per_file):
+            self._fill_file(missing[start : start + pictures_per_file], bar, note)
+        bar.close()
+        self.load()
+        return bad
+
+    def _fill_file(self, pictures: list[Picture | TablePicture], bar: tqdm, note: Callable):
+        stamps: dict[str, tuple[int, int, str]] = {}
+        digests: list[bytes] = []
+        encoded: list[torch.Tensor] = []
+        for batch in _batches(self._readable(pictures, digests, stamps, bar, note), self.encoder.batch_size):
+            encoded.append(self.encoder.encode(batch).to("cpu", DTYPES[self.dtype]))
+        name = uuid.uuid4().hex
+        if digests:
+            views = max(1, self.encoder.views)
+            features = torch.cat(encoded).unflatten(0, (len(digests), views)).contiguous()
+            table = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32).copy())
+            with _finished_file(self.folder / f"features-{name}.safetensors") as temporary:
+                save_file({"features": features, "digests": table}, temporary)
+        if stamps:
+            with _finished_file(self.folder / f"stamps-{name}.json") as temporary:
+                temporary.write_text(json.dumps(stamps), encoding="utf-8")
+        self.load()
+
+    def _readable(
+        self, pictures, digests: list[bytes], stamps: dict, bar: tqdm, note: Callable
+    ) -> Iterator[torch.Tensor]:
+        """Views of the pictures that are new, one by one; their digests are appended to `digests`."""
+        new = set()
+        for picture in pictures:
+            bar.update()
+            try:
+                size, time = picture.stamp()
+                content = picture.read()
+                digest = hashlib.sha256(content).digest()
+                if digest not in self._places and digest not in new:
+                    views = self.encoder.pixel_values(content, picture.name, self.encoder.view_seeds(digest))
+                    new.add(digest)
+                    digests.append(digest)
+                    yield from views
+            except (OSError, ValueError) as error:
+                note(picture, error)
+                continue
+            stamps[picture.name] = (size, time, digest.hex())
+
+    def _known_digest(self, picture: Picture | TablePicture) -> bytes | None:
+        known = self._stamps.get(picture.name)
+        try:
+            return known[2] if known is not None and known[:2] == tuple(picture.stamp()) else None
+        except OSError:
+            return None
+
+
+def _batches(pictures: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    batch = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == size:
+            yield torch.stack(batch)
+            batch = []
+    if batch:
+        yield torch.stack(batch)
+
+
+class _finished_file:
+    """A file that appears under its name only when it is complete and on the disk."""
+
+    def __init__(self, path: Path):
+        self.path, self.temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type | None, *rest: Any):
+        if kind is None:
+            with open(self.temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""`jminigpt4 data`: what is in a data set, before anything is trained on it."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from .features import BadPicture
+from .packing import IGNORED
+from .rows import PICTURE, Row
+from .selection import CocoTwins, exclude, read_ids
+from .steps import RowEncoder
+
+
+@dataclass
+class Inspection:
+    """What was found in a source.
+
+    Args:
+        source: Its name.
+        rows, pictures: Numbers of rows and of distinct picture files.
+        text_only: Rows without a picture.
+        missing: Names of picture files that are not there.
+        broken: Pictures that cannot be decoded.
+        duplicate_rows: Rows that say the same of the same pictures as an earlier one.
+        duplicate_pictures: Picture files with the content of another.
+        overlap: Rows about pictures of the evaluation sets given, by their file.
+        tokens: Lengths of rows in tokens: smallest, median, 99 in 100, largest; and the answers' median.
+        examples: Three rows as the model sees them.
+    """
+
+    source: str
+    rows: int = 0
+    pictures: int = 0
+    text_only: int = 0
+    missing: list[str] = field(default_factory=list)
+    broken: list[BadPicture] = field(default_factory=list)
+    duplicate_rows: int = 0
+    duplicate_pictures: int = 0
+    overlap: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterable[str]:
+        """The report, line by line."""
+        yield f"{self.source}: {self.rows:,} rows about {self.pictures:,} pictures ({self.text_only:,} rows without)"
+        yield f"  pictures missing: {len(self.missing):,}; broken: {len(self.broken):,}"
+        yield from (f"    missing: {name}" for name in self.missing[:5])
+        yield from (f"    broken: {bad.reason}" for bad in self.broken[:5])
+        yield f"  duplicates: {self.duplicate_rows:,} rows; {self.duplicate_pictures:,} pictures of equal content"
+        for name, count in self.overlap.items():
+            yield f"  rows about pictures of {name}: {count:,}"
+        if self.tokens:
+            numbers = ", ".join(f"{name} {value}" for name, value in self.tokens.items())
+            yield f"  tokens a row: {numbers}"
+        yield from (f"  example: {text}" for text in self.examples)
+
+
+def inspect(
+    rows: list[Row],
+    processor: Any,
+    against: Iterable[str] = (),
+    coco_twins: str | None = None,
+    progress: bool = True,
+) -> list[Inspection]:
+    """Looks at every row and every picture, source by source.
+
+    Args:
+        rows: The rows.
+        processor: A [`JMiniGPT4Processor`]: decodes pictures and counts tokens.
+        against: Files with image ids of evaluation sets.
+        coco_twins: Visual Genome's `image_data.json`.
+        progress: Whether to show a progress bar.
+    """
+    by_source: dict[str, list[Row]] = {}
+    for row in rows:
+        by_source.setdefault(row.source, []).append(row)
+    twins = CocoTwins(coco_twins)
+    return [_inspect(name, each, processor, list(against), twins, progress) for name, each in by_source.items()]
+
+
+def _inspect(
+    name: str, rows: list[Row], processor: Any, against: list[str], twins: CocoTwins, progress: bool
+) -> Inspection:
+    found = Inspection(name, rows=len(rows), text_only=sum(not row.pictures for row in rows))
+    pictures = {picture.name: picture for row in rows for picture in row.pictures}
+    found.pictures = len(pictures)
+    contents: Counter[bytes] = Counter()
+    for picture in tqdm(pictures.values(), desc=f"{name}: pictures", unit="picture", disable=not progress):
+        try:
+            content = picture.read()
+        except OSError:
+            found.missing.append(picture.name)
+            continue
+        contents[hashlib.sha256(content).digest()] += 1
+        try:
+            processor.image_processor.to_rgb(content, picture.name)
+        except ValueError as error:
+            found.broken.append(BadPicture(picture.name, str(error)))
+    found.duplicate_pictures = sum(contents.values()) - len(contents)
+    found.duplicate_rows = len(rows) - len({(row.turns, row.image_ids) for row in rows})
+    for path in against:
+        found.overlap[str(path)] = len(rows) - len(exclude(rows, read_ids(path), twins))
+    found.tokens = token_lengths(rows, processor)
+    found.examples = [render(row, processor) for row in rows[:: max(1, len(rows) // 3)][:3]]
+    return found
+
+
+def token_lengths(rows: list[Row], processor: Any, most: int = 10_000) -> dict[str, int]:
+    """Lengths in tokens of at most `most` evenly chosen rows: least, median, 99 in 100, most, and supervised ones."""
+    encoder = RowEncoder(processor)
+    encoded = [encoder.encode(row) for row in rows[:: max(1, len(rows) // most)]]
+    lengths = sorted(len(row.input_ids) for row in encoded)
+    learnt = sorted(sum(label != IGNORED for label in row.labels) for row in encoded)
+    middle, high = len(lengths) // 2, min(len(lengths) - 1, len(lengths) * 99 // 100)
+    return {
+        "least": lengths[0],
+        "median": lengths[middle],
+        "99 in 100": lengths[high],
+        "most": lengths[-1],
+        "supervised median": learnt[middle],
+    }
+
+
+def render(row: Row, processor: Any) -> str:
+    """A row as the model sees it, one `<ImageHere>` for each picture, and its last answer in 【】."""
+    messages = row.messages()
+    prompt = processor.apply_chat_template(messages[:-1], add_generation_prompt=True)
+    answer = "".join(part for part in row.turns[-1].parts if part is not PICTURE)
+    return f"{prompt}【{answer}{processor.tokenizer.eos_token}】".replace("\n", "\\n")

@@ -1,0 +1,96 @@
+"""The loss of one pack: projection and language model over the packed sequence, logits only where one is learnt."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
+
+from .packing import Pack, attention_mask
+
+
+class PackLoss(nn.Module):
+    """A model and the loss of packs on it; what the trainer trains, and what data parallelism wraps.
+
+    Args:
+        model: A [`JMiniGPT4ForConditionalGeneration`].
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model: Any = model
+        self._prefixes: dict[tuple[int, ...], list[tuple[Any, Any]]] = {}
+
+    def forward(self, pack: Pack | None, query_features: torch.Tensor | None) -> torch.Tensor:
+        """Loss of every target of the pack.
+
+        Args:
+            pack: The pack; `None` gives a loss of zero that still depends on all that learns, for a process without
+                data in a step that others wait for.
+            query_features: `(pictures, num_query_tokens, size)` of the step's pictures; `pack.pictures` picks from
+                them.
+
+        Returns:
+            `(n,)` float32, not weighted.
+        """
+        learning = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
+        nothing = torch.stack(learning).sum() * 0.0 if learning else torch.zeros(())
+        if pack is None:
+            return nothing[None].float()
+        pictures = {}
+        if query_features is not None and len(pack.pictures):
+            pictures["query_features"] = query_features[pack.pictures]
+        logits = self.model(
+            input_ids=pack.input_ids[None],
+            attention_mask=self._mask(pack),
+            position_ids=pack.position_ids[None],
+            past_key_values=self._prefix_cache(pack.prefix) if pack.prefix else None,
+            use_cache=bool(pack.prefix),
+            logits_to_keep=pack.supervised,
+            **pictures,
+        ).logits[0]
+        loss = cross_entropy(logits.float(), pack.targets, reduction="none")
+        return loss if pictures else loss + nothing
+
+    def _mask(self, pack: Pack):
+        implementation = self.model.config.text_config._attn_implementation
+        if implementation == "flex_attention":
+            return block_mask(pack)
+        if implementation not in {"sdpa", "eager"}:
+            raise ValueError(
+                f"Packed training needs a mask of its own, which attention {implementation!r} does not take: load the "
+                "model with attn_implementation='sdpa', 'eager' or 'flex_attention'."
+            )
+        mask = attention_mask(pack)
+        # As numbers to add: every layer of sdpa would make, and keep for its backward, its own of a mask of bits.
+        forbidden = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
+        return forbidden.masked_fill_(~mask, torch.finfo(self.model.dtype).min)
+
+    @torch.no_grad()
+    def _prefix_cache(self, prefix: tuple[int, ...]) -> DynamicCache:
+        """Keys and values of the tokens before the first picture. Nothing that learns stands before them, so they
+        are the same in every row and every step; computed once."""
+        if prefix not in self._prefixes:
+            ids = torch.tensor([prefix], device=self.model.get_input_embeddings().weight.device)
+            cache = DynamicCache()
+            self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._prefixes[prefix] = [(layer.keys, layer.values) for layer in cache.layers]
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self._prefixes[prefix]):
+            cache.update(keys, values, index)
+        return cache
+
+
+def block_mask(pack: Pack):
+    """The mask of `packing.attention_mask` for flex attention: blocks of zeros are never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    prefix, length, group, segment = len(pack.prefix), len(pack.input_ids), pack.group, pack.segment
+
+    def seen(batch, head, query, key):
+        inside = (key - prefix).clamp(min=0)
+        same = (group[query] == group[inside]) & ((segment[inside] == 0) | (segment[query] == segment[inside]))
+        return (key < prefix) | (same & (query >= inside))
+
+    return create_block_mask(seen, None, None, length, prefix + length, device=pack.input_ids.device)

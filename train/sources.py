@@ -1,0 +1,120 @@
+"""The data of a run: sources to groups of rows, without what cannot or must not be trained on."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+
+from .features import BadPicture, FeatureCache
+from .prompts import CaptionPrompts
+from .readers import Source, as_source, read_source
+from .recipe import Recipe
+from .rows import Group, Row, group_rows
+from .selection import CocoTwins, exclude, read_ids, split
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """The groups of one source, and what its captions are asked with."""
+
+    title: str
+    training: list[Group]
+    validation: list[Group]
+    prompts: CaptionPrompts
+    weight: float | None
+
+
+def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
+    """Sources to groups of rows for training and validation, without what must not be trained on.
+
+    Raises:
+        ValueError: There is no data, or all of a source is excluded.
+    """
+    excluded = set().union(*(read_ids(path) for path in recipe.exclude)) if recipe.exclude else set()
+    result = []
+    for number, (source, rows) in enumerate(_sources(data)):
+        rows = exclude(rows, excluded, twins) if excluded else rows
+        # Where only the projection learns, a row without a picture has a gradient of zero.
+        rows = rows if recipe.lora else [row for row in rows if row.pictures]
+        groups = group_rows(rows, recipe.rows_per_picture)
+        training, validation = split(groups, recipe.validation, twins)
+        if not training:
+            raise ValueError(
+                f"Nothing of {source.title} is left to train on: its rows have no pictures, are excluded, or all "
+                "fall into the validation share."
+            )
+        wording = source.prompts if source.prompts is not None else recipe.prompts
+        often = source.prompt_probability if source.prompt_probability is not None else recipe.prompt_probability
+        prompts = CaptionPrompts(wording, often, recipe.seed + number)
+        result.append(SourceData(source.title, training, validation, prompts, source.weight))
+    if not result:
+        raise ValueError("There is no data: name files, or a recipe with `data`.")
+    return result
+
+
+def _sources(data: Any) -> Iterable[tuple[Source, list[Row]]]:
+    if isinstance(data, str | os.PathLike | dict | Source):
+        data = [data]
+    if data and all(isinstance(each, Row) for each in data):
+        by_source: dict[str, list[Row]] = {}
+        for row in data:
+            by_source.setdefault(row.source, []).append(row)
+        return [(Source(path="", name=name), rows) for name, rows in by_source.items()]
+    sources = [as_source(each) for each in data or []]
+    return [(source, read_source(source)) for source in sources]
+
+
+class BadPictures:
+    """Counts and lists bad pictures, and stops when the recipe says so.
+
+    Args:
+        recipe: `on_bad_picture` and `max_bad_share`.
+        pictures: Number of pictures of the data.
+    """
+
+    def __init__(self, recipe: Recipe, pictures: int):
+        self.recipe, self.pictures = recipe, pictures
+        self.found: dict[str, BadPicture] = {}
+
+    def note(self, bad: BadPicture):
+        """Takes a bad picture into the list.
+
+        Raises:
+            ValueError: The recipe does not allow bad pictures, or not so many.
+        """
+        self.found[bad.name] = bad
+        if self.recipe.on_bad_picture == "raise":
+            raise ValueError(f"{bad.reason} (on_bad_picture is `raise`; `skip` leaves its rows out.)")
+        # Below 20 a share says little; a data set that is all wrong is still found at once.
+        if len(self.found) > max(self.recipe.max_bad_share * self.pictures, min(20, self.pictures / 2)):
+            raise ValueError(
+                f"{len(self.found)} of {self.pictures} pictures cannot be read, more than max_bad_share "
+                f"{self.recipe.max_bad_share}. The last: {bad.reason} Is the picture folder the right one?"
+            )
+
+
+def fill_cache(
+    cache: FeatureCache, sources: list[SourceData], policy: BadPictures, state: PartialState, progress: bool
+) -> list[SourceData]:
+    """Computes missing features, every process its share, and leaves out the groups whose pictures are bad.
+
+    Raises:
+        ValueError: Too many pictures are bad, or all of a source.
+    """
+    everything = [group for source in sources for group in (*source.training, *source.validation)]
+    pictures = [picture for group in everything for picture in group.pictures]
+    cache.fill(pictures, state.process_index, state.num_processes, progress=progress, watch=policy.note)
+    state.wait_for_everyone()
+    cache.load()
+    kept = []
+    for source in sources:
+        usable = {
+            name: [group for group in groups if all(picture in cache for picture in group.pictures)]
+            for name, groups in (("training", source.training), ("validation", source.validation))
+        }
+        if not usable["training"]:
+            raise ValueError(f"No picture of {source.title} can be read.")
+        kept.append(SourceData(source.title, **usable, prompts=source.prompts, weight=source.weight))
+    return kept

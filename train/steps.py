@@ -1,0 +1,171 @@
+"""From the order of samples to what the model is given: the data of one optimiser step."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from .features import BadPicture, FeatureCache, PictureEncoder
+from .order import SampleOrder, choice
+from .packing import IGNORED, EncodedGroup, EncodedRow, Pack, Packer
+from .prompts import CaptionPrompts
+from .recipe import Recipe
+from .rows import Group, Row
+
+
+@dataclass
+class Step:
+    """One process's share of an optimiser step.
+
+    Args:
+        packs: What goes through the language model, one after the other.
+        query_features: `(pictures, num_query_tokens, size)` from the cache, or `None`.
+        pixel_values: `(pictures, 3, height, width)` to be encoded, or `None`.
+        rows, tokens: Number of rows, and of tokens in the packs.
+        bad: Pictures that could not be read; their rows are not in the step.
+    """
+
+    packs: list[Pack]
+    query_features: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
+    rows: int = 0
+    tokens: int = 0
+    bad: list[BadPicture] = field(default_factory=list)
+
+
+class RowEncoder:
+    """Rows to token ids and labels.
+
+    Args:
+        processor: A [`JMiniGPT4Processor`].
+        max_answer_tokens: An answer is cut after so many tokens, its end mark counted; the conversation ends there.
+    """
+
+    def __init__(self, processor: Any, max_answer_tokens: int | None = None):
+        self.processor, self.max_answer_tokens = processor, max_answer_tokens
+
+    def encode(self, row: Row, source: int = 0, prompt: str = "") -> EncodedRow:
+        """One row; see [`JMiniGPT4Processor.encode_segments`]."""
+        encoded = self.processor.encode_segments(row.messages(prompt))
+        ids, labels = list(encoded["input_ids"]), list(encoded["labels"])
+        end = self._cut(labels)
+        return EncodedRow(ids[:end], labels[:end], source)
+
+    def _cut(self, labels: list[int]) -> int:
+        """Where the first answer that is too long is cut, or the length of the row."""
+        run = 0
+        for index, label in enumerate(labels):
+            run = run + 1 if label != IGNORED else 0
+            if self.max_answer_tokens is not None and run > self.max_answer_tokens:
+                return index
+        return len(labels)
+
+    def prefix(self, rows: Iterable[Row]) -> tuple[int, ...]:
+        """The tokens before the first picture that all these rows begin with: constant over the run, as the language
+        model sees nothing before them that learns."""
+        common: list[int] | None = None
+        for row in rows:
+            ids = self.encode(row).input_ids
+            if self.processor.image_token_id not in ids:
+                continue
+            ids = ids[: ids.index(self.processor.image_token_id)]
+            if common is None:
+                common = ids
+            length = min(len(common), len(ids))
+            common = common[: next((i for i in range(length) if common[i] != ids[i]), length)]
+        return tuple(common or ())
+
+
+class StepDataset(Dataset):
+    """All steps of a run; item `s` is this process's share of step `s`, whatever steps were taken before.
+
+    Args:
+        sources: Groups of rows of each source.
+        order: Which of them are in a step.
+        encoder: Rows to tokens.
+        packer: Groups to packs.
+        recipe: Seed, augmentation, views.
+        prompts: Caption prompts of each source.
+        pictures: What encodes pictures, or the cache that has them.
+        steps: Number of steps.
+        rank, world: Number of this process, and of all.
+    """
+
+    def __init__(
+        self,
+        sources: list[list[Group]],
+        order: SampleOrder,
+        encoder: RowEncoder,
+        packer: Packer,
+        recipe: Recipe,
+        prompts: list[CaptionPrompts],
+        pictures: "PictureEncoder | FeatureCache",
+        steps: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.sources, self.order, self.encoder, self.packer = sources, order, encoder, packer
+        self.recipe, self.prompts, self.pictures = recipe, prompts, pictures
+        self.steps, self.rank, self.world = steps, rank, world
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Step:
+        epoch = index // self.order.steps_per_epoch
+        members = self.order.step(index, self.rank, self.world)
+        groups = [self.sources[source][group] for source, group in members]
+        if isinstance(self.pictures, FeatureCache):
+            result, readable = self._cached(self.pictures, groups, epoch)
+        else:
+            result, readable = self._streamed(self.pictures, groups, epoch)
+        encoded = []
+        for (source, number), group in zip(members, groups, strict=True):
+            if all(picture.name in readable for picture in group.pictures):
+                prompt = self.prompts[source].choose(epoch, source, number)
+                rows = tuple(self.encoder.encode(row, source, prompt) for row in group.rows)
+                rows = tuple(row for row in rows if row.first_learnt < len(row.labels))
+                if rows:
+                    encoded.append(EncodedGroup(rows, tuple(readable[each.name] for each in group.pictures)))
+        result.packs = self.packer.pack(encoded)
+        result.rows = sum(len(group.rows) for group in encoded)
+        result.tokens = sum(len(pack.input_ids) for pack in result.packs)
+        return result
+
+    def _cached(self, cache: FeatureCache, groups: list[Group], epoch: int) -> tuple[Step, dict[str, int]]:
+        distinct = {picture.name: picture for group in groups for picture in group.pictures}
+        views = [
+            choice(self.recipe.views, self.recipe.seed, epoch, _number(name)) if self.recipe.augmentation else 0
+            for name in distinct
+        ]
+        features = cache.features(list(distinct.values()), views)
+        return Step([], query_features=features), {name: index for index, name in enumerate(distinct)}
+
+    def _streamed(self, encoder: PictureEncoder, groups: list[Group], epoch: int) -> tuple[Step, dict[str, int]]:
+        """Every picture once, for all rows about it."""
+        views, bad, readable = [], [], {}
+        for name, picture in {each.name: each for group in groups for each in group.pictures}.items():
+            seed = _number(f"{self.recipe.seed} {epoch} {name}") if self.recipe.augmentation else None
+            try:
+                view = encoder.pixel_values(picture.read(), name, [seed])
+            except (OSError, ValueError) as error:
+                bad.append(BadPicture(name, str(error)))
+            else:
+                readable[name] = len(views)
+                views.append(view)
+        pixels = torch.cat(views) if views else None
+        return Step([], pixel_values=pixels, bad=bad), readable
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def first_rows(sources: list[list[Group]], count: int) -> Iterator[Row]:
+    """Some rows of every source."""
+    for groups in sources:
+        for group in groups[:count]:
+            yield group.rows[0]

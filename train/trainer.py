@@ -1,0 +1,265 @@
+"""transformers' `Trainer` with the packed loss: it brings the loop, devices, data parallelism and reporting."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..checkpoint import finished_folder
+from .features import BadPicture, PictureEncoder
+from .frozen import load_trained, save_trained
+from .loss import PackLoss
+from .order import SampleOrder
+from .packing import Pack
+from .recipe import Recipe
+from .schedule import RateSchedule
+from .sharding import passes
+from .steps import Step, StepDataset
+
+TRAINER_STATE = "trainer_state.json"
+ORDER = "order.json"
+
+
+class ProjectionTrainer(Trainer):
+    """Trains what the model leaves unfrozen, one [`Step`] per optimiser step.
+
+    Args:
+        loss: The model with its loss.
+        arguments: transformers' own; `gradient_accumulation_steps` stays 1, as a step is accumulated over its packs.
+        recipe: Optimiser, schedule, checkpoints.
+        steps: The training steps.
+        validation: Steps of the validation pictures, or `None`.
+        pictures: Encodes pictures of steps that come without features.
+        sources: Names of the data sources, for the log.
+        watch: Called with each bad picture; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        loss: PackLoss,
+        arguments: TrainingArguments,
+        recipe: Recipe,
+        steps: StepDataset,
+        validation: StepDataset | None,
+        pictures: PictureEncoder,
+        sources: list[str],
+        watch: Callable[[BadPicture], None],
+    ):
+        self.recipe, self.validation, self.pictures, self.watch = recipe, validation, pictures, watch
+        self.sources = sources
+        self._per_source = torch.zeros(len(sources), 2, dtype=torch.float64)
+        self.throughput = {"rows": 0, "tokens": 0, "supervised_tokens": 0}
+        self.steps, self.trained, self.output = steps, loss.model, Path(arguments.output_dir or ".")
+        optimizer = make_optimizer(loss, recipe)
+        schedule = RateSchedule(optimizer, recipe.rates(steps.order.steps_per_epoch))
+        optimizers: Any = (optimizer, schedule)
+        super().__init__(
+            model=loss,
+            args=arguments,
+            train_dataset=steps,
+            eval_dataset=validation,
+            optimizers=optimizers,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Steps in their order. Sequential and made by index, so that resuming skips them without reading any."""
+        return self._loader(self.steps)
+
+    def _loader(self, steps: StepDataset) -> DataLoader:
+        return DataLoader(steps, batch_size=1, collate_fn=_only, num_workers=self.args.dataloader_num_workers)
+
+    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward over the packs of a step; gradients are exchanged with the last of them.
+
+        Returns:
+            Loss of the whole step over all processes, as the recipe defines it.
+
+        Raises:
+            ValueError: The loss is not a number.
+        """
+        model.train()
+        for bad in inputs.bad:
+            self.watch(bad)
+        features = self.pictures.features(inputs.query_features, inputs.pixel_values)
+        total = self._over_processes(sum(float(pack.weights.sum()) for pack in inputs.packs))
+        loss = torch.zeros((), dtype=torch.float64)
+        forwards = self._passes(inputs.packs, features) or [(None, None)]
+        for number, (pack, pictures) in enumerate(forwards, 1):
+            context = self.accelerator.no_sync(model) if number < len(forwards) else nullcontext()
+            with context:
+                loss += self._backward(model, pack, pictures, total)
+        self._count(inputs)
+        loss = self._over_processes(loss.item(), self.args.device)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}: the language model overflows in "
+                f"{str(self.pictures.model.dtype).removeprefix('torch.')}, or the learning rate is too high. Go on "
+                "from the last checkpoint with precision bf16 or fp32, or with a lower learning rate."
+            )
+        return loss
+
+    def _backward(self, model: nn.Module, pack: Any, features: Any, total: torch.Tensor) -> torch.Tensor:
+        with self.compute_loss_context_manager():
+            losses = model(pack, features)
+        weighted = losses if pack is None else losses * pack.weights
+        share = weighted.sum() / total.clamp(min=torch.finfo(total.dtype).tiny).float()
+        if share.requires_grad:
+            # Data parallelism averages gradients over processes, but the step is a sum over them.
+            self.accelerator.backward(share * self.args.world_size)
+        if pack is not None:
+            self._note_sources(pack, losses.detach())
+        return share.detach().cpu().double()
+
+    def _passes(self, packs: list[Pack], features: torch.Tensor | None) -> list[tuple[Pack, torch.Tensor | None]]:
+        return passes(packs, features, self.pictures.model.config, self.args.device, self.recipe.shard_language)
+
+    def _note_sources(self, pack: Pack, losses: torch.Tensor):
+        sources, losses, counted = pack.sources.cpu(), losses.cpu().double(), (pack.weights > 0).cpu().double()
+        self._per_source[:, 0].index_add_(0, sources, losses * counted)
+        self._per_source[:, 1].index_add_(0, sources, counted)
+
+    def _count(self, step: Step):
+        self.throughput["rows"] += step.rows
+        self.throughput["tokens"] += step.tokens
+        self.throughput["supervised_tokens"] += sum(len(pack.targets) for pack in step.packs)
+
+    def _over_processes(self, value: float, device: Any = "cpu") -> torch.Tensor:
+        """Sum of a number over all processes."""
+        if self.args.world_size == 1:
+            return torch.tensor(value, dtype=torch.float64, device=device)
+        sums = self.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self.args.device), "sum")
+        return sums.to(device)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        """Nothing: the weights of a step's packs are its number of items."""
+        return None
+
+    def floating_point_ops(self, inputs: Step) -> int:
+        """Not counted: `metrics.jsonl` has rows and tokens per second."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Adds the loss of each source since the last time and the epoch of the data."""
+        if "loss" in logs:
+            sums = self._per_source.to(self.args.device)
+            sums = self.accelerator.reduce(sums, "sum") if self.args.world_size > 1 else sums
+            for name, (loss, count) in zip(self.sources, sums.tolist(), strict=True):
+                if count and len(self.sources) > 1:
+                    logs[f"loss/{name}"] = loss / count
+            self._per_source.zero_()
+        self.state.epoch = self.state.global_step / self.steps.order.steps_per_epoch
+        super().log(logs)
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Loss on the validation pictures, as the recipe defines it, over all of them."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for step in self._loader(self.validation) if self.validation is not None else ():
+            features = self.pictures.features(step.query_features, step.pixel_values)
+            for pack, pictures in self._passes(step.packs, features):
+                weights = pack.weights.double()
+                losses = self.model(pack, pictures).double()
+                sums += torch.stack([(losses * weights).sum(), weights.sum()]).cpu()
+        loss, weight = self._over_processes(sums[0].item()), self._over_processes(sums[1].item())
+        metrics = {f"{metric_key_prefix}_loss": (loss / weight).item() if weight else math.nan}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train()
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any):
+        """What learns, optimiser, schedule, random state and position, complete or not at all."""
+        folder = self.output / f"checkpoint-{self.state.global_step}"
+        if self.args.world_size == 1:
+            with finished_folder(folder, replace=True) as temporary:
+                self._write_checkpoint(temporary)
+        else:
+            # One process makes the folder and renames it; the others add their random state in between.
+            made = finished_folder(folder, replace=True) if self.args.process_index == 0 else nullcontext()
+            with made as temporary:
+                temporary = Path(_from_first(str(temporary) if temporary else None))
+                self._write_checkpoint(temporary)
+                self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._remove_old_checkpoints()
+
+    def _write_checkpoint(self, folder: Path):
+        self._save_rng_state(str(folder))
+        if self.args.should_save:
+            save_trained(self.trained, folder)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self.state.save_to_json(str(folder / TRAINER_STATE))
+            order = json.dumps(self.steps.order.describe(), indent=2)
+            (folder / ORDER).write_text(order, encoding="utf-8")
+
+    def _remove_old_checkpoints(self):
+        kept = re.compile(r"checkpoint-(\d+)")
+        folders = [each for each in self.output.iterdir() if kept.fullmatch(each.name)]
+        folders.sort(key=lambda each: int(each.name.partition("-")[2]))
+        for folder in folders[: -self.recipe.keep_checkpoints]:
+            shutil.rmtree(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        load_trained(self.trained, Path(resume_from_checkpoint))
+
+
+def _only(steps: list[Step]) -> Step:
+    return steps[0]
+
+
+def _from_first(value: Any) -> Any:
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value], from_process=0)[0]
+
+
+def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over what learns; weight decay on matrices, none on biases (MiniGPT-4, `RunnerBase.optimizer`)."""
+    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [each for each in learning if each.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [each for each in learning if each.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+
+
+def newest_checkpoint(output: Path, clean: bool = True) -> Path | None:
+    """The newest complete checkpoint of a run: only complete ones bear the name `checkpoint-<step>`.
+
+    Args:
+        output: Folder of the run.
+        clean: Whether to remove what a killed process left unfinished.
+    """
+    if clean:
+        for leftover in output.glob(".checkpoint-*"):
+            shutil.rmtree(leftover)
+    found = get_last_checkpoint(str(output))
+    return Path(found) if found else None
+
+
+def check_order(checkpoint: Path, order: SampleOrder):
+    """Makes sure that a checkpoint's position means the same in this run's data.
+
+    Raises:
+        ValueError: The order of samples has changed since: some would be lost and others repeated.
+    """
+    stored = json.loads((checkpoint / ORDER).read_text(encoding="utf-8"))
+    if different := [key for key, value in order.describe().items() if stored.get(key) != value]:
+        raise ValueError(
+            f"{checkpoint} was written with other values of {', '.join(different)}: going on would lose some samples "
+            "and repeat others. Take the data and recipe it was begun with, or another output folder; to begin with "
+            "its weights, pass it as `projection`."
+        )
