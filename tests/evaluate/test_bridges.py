@@ -1,0 +1,79 @@
+"""Answers and models in the layouts of llm-jp-eval-mm and lmms-eval; with the real packages where there are any."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from jminigpt4.evaluate.benchmarks import parse_request, read_items
+from jminigpt4.evaluate.bridges.llm_jp import VLM, export_predictions
+from jminigpt4.evaluate.predictions import Prediction, in_order, read_predictions
+
+
+def export(folder, request, items):
+    predictions = [Prediction(item.id, item.question, f"答え{place}") for place, item in enumerate(items)]
+    return export_predictions(folder, request, items, predictions, "user/model")
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture", "task", "ids"),
+    [
+        ("ja-vg-vqa-500:llm-jp", "vg500", "ja-vg-vqa-500", ["101", "102", "103", "104"]),
+        ("ja-vlm-bench-in-the-wild", "wild", "ja-vlm-bench-in-the-wild", ["0", "1", "2"]),
+        ("heron-bench", "heron", "japanese-heron-bench", ["0", "1", "2", "3"]),
+        ("jmmmu", "jmmmu", "jmmmu", ["validation_Japanese_Art_1", "validation_Math_7", "validation_Math_8"]),
+    ],
+)
+def test_exported_answers_lie_where_llm_jp_looks_for_them(tmp_path, request, name, fixture, task, ids):
+    asked = parse_request(f"{name}={request.getfixturevalue(fixture)}")
+    items = read_items(asked)
+    path = export(tmp_path, asked, items)
+    assert path == tmp_path / task / "user" / "model" / "prediction.jsonl"
+    rows = [json.loads(line) for line in path.open(encoding="utf-8")]
+    assert [row["question_id"] for row in rows] == ids
+    assert rows[0]["text"] == "答え0" and rows[0]["input_text"] == items[0].question
+    assert rows[0]["answer"] == (items[0].references or ["答え0"])[0]
+    again = in_order(items, read_predictions(path), path)
+    assert [each.answer for each in again] == [f"答え{place}" for place in range(len(items))]
+
+
+def test_what_llm_jp_does_not_ask_is_not_exported(tmp_path, vg500, own):
+    for text, said in ((f"ja-vg-vqa-500:sakana={vg500}", "asks all questions"), (str(own), "has no task for own")):
+        with pytest.raises(ValueError, match=said):
+            export(tmp_path, parse_request(text), [])
+
+
+def test_the_model_answers_as_llm_jp_asks(checkpoint):
+    model = VLM(str(checkpoint))
+    red, blue = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
+    settings = SimpleNamespace(
+        max_new_tokens=6, do_sample=False, temperature=0.0, top_p=1.0, num_beams=1, use_cache=True
+    )
+    alone = [model.generate([picture], "<image>何色ですか?", settings) for picture in (red, blue)]
+    together = model.batch_generate([[red], [blue], None], ["何色ですか?"] * 3, settings)
+    assert together[:2] == alone and alone[0] != alone[1] and together[2] not in alone
+    assert isinstance(model.generate(red, "何?"), str)
+
+
+def test_llm_jp_eval_mm_reads_the_exported_answers(tmp_path, vg500):
+    pytest.importorskip("eval_mm", reason="llm-jp-eval-mm (Python 3.12) is not installed")
+    from eval_mm.metrics.rougel_scorer import rouge_ja
+
+    asked = parse_request(f"ja-vg-vqa-500:llm-jp={vg500}")
+    path = export(tmp_path, asked, read_items(asked))
+    rows = [json.loads(line) for line in path.open(encoding="utf-8")]
+    assert rouge_ja([row["answer"] for row in rows], [row["text"] for row in rows])["rougeL"] >= 0
+
+
+def test_lmms_eval_loads_the_task_and_the_model(tmp_path, jmmmu, checkpoint):
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    from jminigpt4.evaluate.bridges.lmms_eval import JMiniGPT4, write_tasks
+
+    tasks = TaskManager(include_path=str(write_tasks(tmp_path / "tasks", jmmmu)))
+    model = JMiniGPT4(str(checkpoint))
+    found = simple_evaluate(model, tasks=["jmmmu_jminigpt4"], task_manager=tasks, bootstrap_iters=0)
+    assert 0 <= found["results"]["jmmmu_jminigpt4"]["jmmmu_acc,none"] <= 1

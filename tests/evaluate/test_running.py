@@ -1,0 +1,288 @@
+"""Whole evaluations: each benchmark's answers to known scores, stops and resumptions, comparison, report, command."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+
+import pytest
+from typer.testing import CliRunner
+
+from jminigpt4.cli import app
+from jminigpt4.evaluate import generation
+from jminigpt4.evaluate.benchmarks import parse_request
+from jminigpt4.evaluate.running import Plan, run
+
+
+def scored(tmp_path, request: str, path, **plan) -> dict[str, float]:
+    """Scores of given answers by the metric's bare name."""
+    sheet = run(Plan([parse_request(request)], tmp_path / "out", answered=[path], **plan))
+    return {score.metric.split(" [")[0]: score.value for score in sheet.results[0].scores}
+
+
+def test_stair_captions_score_what_coco_caption_gives(tmp_path, stair, answers):
+    path = answers(tmp_path / "a.jsonl", {"42": "白い猫が寝ている", "73": "犬が芝生を走っている"})
+    full = scored(tmp_path, f"stair-captions={stair}", path)
+    assert [full[name] for name in ("BLEU-1", "BLEU-4", "ROUGE-L")] == pytest.approx([100, 100, 100])
+    assert full["CIDEr-D"] > 300
+    wrong = scored(
+        tmp_path, f"stair-captions={stair}", answers(tmp_path / "b.jsonl", {"42": "犬", "73": "犬が走っている"})
+    )
+    assert all(wrong[name] < full[name] for name in full)
+
+
+def test_ja_vg_vqa_500_scores_by_both_protocols(tmp_path, vg500, answers):
+    said = {"101": "赤い消防車です", "102": "赤", "103": "青い", "104": "わかりません"}
+    path = answers(tmp_path / "a.jsonl", said)
+    first = scored(tmp_path, f"ja-vg-vqa-500:sakana={vg500}", path)
+    every = scored(tmp_path, f"ja-vg-vqa-500:llm-jp={vg500}", path)
+    # 赤い/消防/車 against 赤い/消防/車/です: F1 = 2 * 3/4 / (1 + 3/4) = 6/7; the others are whole or nothing.
+    assert first["ROUGE-L"] == pytest.approx(100 * (6 / 7 + 1) / 2)
+    assert every["ROUGE-L"] == pytest.approx(100 * (6 / 7 + 1 + 1 + 0) / 4)
+    assert (first["exact match"], every["exact match"]) == (50, 50)
+
+
+def test_ja_vg_vqa_scores_by_both_protocols(tmp_path, visual_genome, answers):
+    path = answers(tmp_path / "a.jsonl", {"1": "赤", "2": "夜", "3": "犬です。", "4": "2人"})
+    assert scored(tmp_path, f"ja-vg-vqa:sakana={visual_genome}", path)["ROUGE-L"] == 100
+    assert scored(tmp_path, f"ja-vg-vqa:llm-jp={visual_genome}", path)["ROUGE-L"] == 75
+
+
+def test_wild_bench_scores_long_answers(tmp_path, wild, answers):
+    path = answers(
+        tmp_path / "a.jsonl", {"0": "京都の金閣寺です。", "1": "わかりません", "2": "富士山と桜が写っています。"}
+    )
+    for protocol in ("sakana", "llm-jp"):
+        assert 66 < scored(tmp_path, f"ja-vlm-bench-in-the-wild:{protocol}={wild}", path)["ROUGE-L"] < 80
+
+
+def test_jmmmu_scores_accuracy(tmp_path, jmmmu, answers):
+    said = {"validation_Japanese_Art_1": "B", "validation_Math_7": "12.5です", "validation_Math_8": "わかりません"}
+    path = answers(tmp_path / "a.jsonl", said)
+    sheet = run(Plan([parse_request(f"jmmmu={jmmmu}")], tmp_path / "out", answered=[path]))
+    accuracy, named = sheet.results[0].scores
+    assert accuracy.value == pytest.approx(200 / 3) and accuracy.n == 3
+    assert named.value == 50 and named.n == 2
+    cultures = sheet.results[0].categories["culture"]
+    assert cultures["specific"][0].value == 100 and cultures["agnostic"][0].value == 50
+    assert sheet.results[0].categories["subject"]["Math"][0].n == 2
+
+
+def test_own_messages_score_by_their_fields(tmp_path, own, answers):
+    said = {f"{n}-{kind}": "犬が写っています。" for n in range(4) for kind in ("name", "colour", "edible")}
+    said["0-colour"] = "赤いです"
+    sheet = run(Plan([parse_request(str(own))], tmp_path / "out", answered=[answers(tmp_path / "a.jsonl", said)]))
+    exact = sheet.results[0].scores[0]
+    assert exact.value == pytest.approx(500 / 12) and exact.low < exact.value < exact.high
+    values = {kind: scores[0].value for kind, scores in sheet.results[0].categories["category"].items()}
+    assert values == {"name": 100, "colour": 25, "edible": 0}
+    assert sheet.results[0].categories["artist"]["openmoji"][0].value == 50
+
+
+def test_heron_bench_goes_to_a_judge_and_comes_back(tmp_path, heron, answers, lines):
+    path = answers(tmp_path / "a.jsonl", {str(n): f"返事{n}" for n in range(4)})
+    plan = Plan([parse_request(f"heron-bench={heron}")], tmp_path / "out", answered=[path])
+    sheet = run(plan)
+    assert sheet.results[0].scores == [] and "Not scored yet" in sheet.results[0].notes[0]
+    requests = [json.loads(line) for line in (tmp_path / "out/heron-bench/judge_requests.jsonl").open()]
+    asked = requests[2]["body"]["messages"][1]["content"]
+    assert requests[2]["custom_id"] == "2" and all(part in asked for part in ("2羽の鳥", "なぜ有名", "答え2", "返事2"))
+    own_layout = [json.loads(line) for line in (tmp_path / "out/heron-bench/answers.jsonl").open()]
+    assert (
+        own_layout[3]["question_id"] == 3 and own_layout[3]["text"] == "返事3" and own_layout[3]["images"] == "002.jpg"
+    )
+
+    plain = [{"question_id": n, "score": score, "score_gpt": 8} for n, score in enumerate((4, 2, 8, 6))]
+    batch = [
+        {
+            "custom_id": str(n),
+            "response": {"body": {"choices": [{"message": {"content": f"```json\n{json.dumps(row)}```"}}]}},
+        }
+        for n, row in enumerate(plain)
+    ]
+    reviews = [{"question_id": row["question_id"], "tuple": [row["score_gpt"], row["score"]]} for row in plain]
+    for name, rows in (("plain", plain), ("batch", batch), ("reviews", reviews)):
+        verdicts = lines(tmp_path / f"{name}.jsonl", rows)
+        judged = run(Plan(plan.requests, tmp_path / "out", answered=[path], verdicts=verdicts)).results[0]
+        # conv (4 + 6) / 16, detail 2 / 8, complex 8 / 8
+        assert judged.scores[0].value == pytest.approx(100 * (5 / 8 + 1 / 4 + 1) / 3), name
+        assert judged.categories["category"]["detail"][0].value == 25
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question_id": 0, "score": 0, "score_gpt": 8}, "scores are from 1 to 10, got 0 and 8"),
+        ({"question_id": 0, "score": "good"}, "line 1, holds no verdict"),
+        ({"question_id": 0, "score": 4, "score_gpt": 8}, "3 of 4 questions have no verdict, the first is 1"),
+    ],
+)
+def test_wrong_verdicts_are_named(tmp_path, heron, answers, lines, row, said):
+    path = answers(tmp_path / "a.jsonl", {str(n): "はい" for n in range(4)})
+    verdicts = lines(tmp_path / "v.jsonl", [row])
+    with pytest.raises(ValueError, match=said):
+        run(Plan([parse_request(f"heron-bench={heron}")], tmp_path / "out", answered=[path], verdicts=verdicts))
+
+
+def test_missing_answers_are_counted(tmp_path, own, answers):
+    path = answers(tmp_path / "a.jsonl", {"0-name": "犬"})
+    with pytest.raises(ValueError, match="has no answer to 11 of 12 items, the first is 0-colour"):
+        run(Plan([parse_request(str(own))], tmp_path / "out", answered=[path]))
+    assert not (tmp_path / "out").exists()
+
+
+def plan_for(checkpoint, own, output, **options) -> Plan:
+    settings = {"max_new_tokens": 8, "batch_size": 5}
+    return Plan(
+        [parse_request(str(own))], output, model=str(checkpoint), generation=settings, progress=False, **options
+    )
+
+
+def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeypatch):
+    """SIGKILL while a line is being written, then the same command again."""
+    whole = run(plan_for(checkpoint, own, tmp_path / "whole"))
+
+    def run_and_die():
+        original = generation.Answerer._answer
+        batches = iter(range(2))
+
+        def answer(self, *args):
+            if next(batches, None) is None:
+                with open(tmp_path / "killed/held_out/predictions.jsonl", "a") as file:
+                    file.write('{"id": "half a li')
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, *args)
+
+        generation.Answerer._answer = answer
+        run(plan_for(checkpoint, own, tmp_path / "killed"))
+
+    child = multiprocessing.get_context("fork").Process(target=run_and_die)
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    answered = (tmp_path / "killed/held_out/predictions.jsonl").read_bytes()
+    assert answered.count(b"\n") == 10 and not answered.endswith(b"\n")
+    assert not (tmp_path / "killed/scores.json").exists()
+
+    asked = []
+    original = generation.Answerer._answer
+    monkeypatch.setattr(
+        generation.Answerer,
+        "_answer",
+        lambda self, batch, *more: asked.append(len(batch)) or original(self, batch, *more),
+    )
+    resumed = run(plan_for(checkpoint, own, tmp_path / "killed"))
+    assert asked == [2]  # of 12 items, 10 were done
+    assert resumed.as_dict()["benchmarks"] == whole.as_dict()["benchmarks"]
+    first, second = (tmp_path / name / "held_out/predictions.jsonl" for name in ("whole", "killed"))
+    assert first.read_bytes() == second.read_bytes()
+    assert run(plan_for(checkpoint, own, tmp_path / "killed")).as_dict() == resumed.as_dict() and asked == [2]
+
+
+def test_other_settings_do_not_go_on_with_old_answers(tmp_path, checkpoint, own):
+    run(plan_for(checkpoint, own, tmp_path / "out"))
+    with pytest.raises(ValueError, match="answers made with limit=None, not 3: choose another --output"):
+        run(plan_for(checkpoint, own, tmp_path / "out", limit=3))
+
+
+def test_answers_are_scored_again_without_the_model(tmp_path, checkpoint, own, monkeypatch):
+    made = run(plan_for(checkpoint, own, tmp_path / "out"))
+    monkeypatch.setattr(generation.Answerer, "answers", lambda *_: pytest.fail("nothing is to be generated"))
+    again = run(Plan([], tmp_path / "again", answered=[tmp_path / "out/held_out/predictions.jsonl"]))
+    assert again.as_dict() == made.as_dict()
+    assert made.settings["held_out"]["seed"] == 0 and made.settings["held_out"]["dtype"] == "float32"
+
+
+def test_two_models_are_compared_on_the_same_items(tmp_path, own, answers):
+    right = {"name": "犬が写っています。", "colour": "赤いです。", "edible": "いいえ、食べられません。"}
+    keys = [f"{n}-{kind}" for n in range(4) for kind in right]
+    request = parse_request(str(own))
+    for name, said in (("good", lambda key: right[key[2:]]), ("poor", lambda _: "わかりません")):
+        (tmp_path / name / "held_out").mkdir(parents=True)
+        answers(tmp_path / name / "held_out/predictions.jsonl", {key: said(key) for key in keys})
+    better = run(
+        Plan(
+            [request],
+            tmp_path / "good",
+            answered=[tmp_path / "good/held_out/predictions.jsonl"],
+            other=tmp_path / "poor",
+        )
+    )
+    found = better.results[0].differences
+    assert [each.difference > 50 and each.real for each in found] == [True] * 3
+    assert better.as_dict()["differences"]["held_out"][0]["low"] > 50
+    page = (tmp_path / "good/report.html").read_text(encoding="utf-8")
+    assert "Compared with" in page and ">better<" in page
+    with pytest.raises(FileNotFoundError, match="holds no answers to held_out"):
+        run(
+            Plan(
+                [request],
+                tmp_path / "x",
+                answered=[tmp_path / "good/held_out/predictions.jsonl"],
+                other=tmp_path / "no",
+            )
+        )
+
+
+def test_the_report_needs_nothing_from_elsewhere(tmp_path, vg500, answers):
+    path = answers(tmp_path / "a.jsonl", {"101": "<b>赤</b>", "103": "青い"})
+    (tmp_path / "train.txt").write_text("9\n")
+    plan = Plan(
+        [parse_request(f"ja-vg-vqa-500={vg500}")], tmp_path / "out", answered=[path], training=[tmp_path / "train.txt"]
+    )
+    run(plan)
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert re.findall(r'(?:src|href)="(?!data:|#|https://)', page) == []
+    assert re.findall(r'src="https?:|<script|<link|@import|url\(http', page) == []
+    assert page.count('src="data:image/jpeg;base64,') == 2 and page.count("<svg") == 2
+    assert "&lt;b&gt;赤&lt;/b&gt;" in page and "<b>赤" not in page
+    assert "赤い消防車" in page and "SakanaAI/EvoVLM-JP-v1-7B" in page and "19.70" in page
+    assert "1 of 2" in page  # contamination
+    scores = json.loads((tmp_path / "out/scores.json").read_text(encoding="utf-8"))
+    assert set(scores["benchmarks"][0]) == {"name", "dataset", "metric", "value", "low", "high", "n"}
+    assert scores["benchmarks"][0]["dataset"] == "SakanaAI/JA-VG-VQA-500"
+    assert scores["contamination"][0]["shared"] == 1
+    assert (tmp_path / "out/ja-vg-vqa-500-sakana/image_ids.txt").read_text().split() == ["coco:9", "vg:11", "vg:12"]
+
+
+def test_contamination_alone_needs_no_model(tmp_path, vg500):
+    (tmp_path / "train.txt").write_text("9\n")
+    arguments = [
+        "evaluate",
+        "-b",
+        f"ja-vg-vqa-500={vg500}",
+        "--train-data",
+        str(tmp_path / "train.txt"),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    said = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert "1 of 2 pictures of ja-vg-vqa-500-sakana (50.0 %), 1 of them only by the join" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_command_prints_scores(tmp_path, checkpoint, own):
+    arguments = ["evaluate", str(checkpoint), "-b", str(own), "-o", str(tmp_path / "out"), "--max-new-tokens", "4"]
+    found = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    sheet = json.loads(found.stdout.strip().splitlines()[-1])
+    assert sheet["model"] == str(checkpoint) and len(sheet["benchmarks"]) == 3
+    assert sheet["health"]["held_out"]["cut_off"] is not None
+    table = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert "95 % interval" in table and "report.html" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Name a benchmark"),
+        (["-b", "OWN"], "Name a MODEL"),
+        (["./nowhere", "-b", "OWN"], "No folder nowhere"),
+        (["-b", "OWN", "-b", "OWN", "--train-data", "x"], "named twice"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_written(tmp_path, own, arguments, said):
+    arguments = ["evaluate", *(str(own) if each == "OWN" else each for each in arguments), "-o", str(tmp_path / "out")]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, ValueError | OSError) and said in str(error)
+    assert not (tmp_path / "out").exists()
