@@ -1,0 +1,187 @@
+"""Decoding on one CPU thread: the routes of `jminigpt4 chat`, against plain bfloat16 and against the memory.
+
+    python benchmarks/decode.py --quick        one layer of rinna's 3.6b and its head, random weights: about a minute
+    python benchmarks/decode.py                four layers
+    python benchmarks/decode.py --answers D    besides, what each route costs in answers: checkpoint D and its samples
+
+A token needs every weight of layers and head once, so it cannot be spoken faster than memory gives them: the limit is
+their bytes over the best read speed measured in this run. Every route takes turns with plain bfloat16 (`eager`);
+times are CPU milliseconds of the process per token, the least of the rounds. The last line is JSON: for each route
+`ratio`, plain bfloat16's time over its own, and `of_limit`, the limit over its time.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import Blip2QFormerConfig, Blip2VisionConfig
+from transformers.utils import logging
+
+from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4.chat import ChatSession
+from jminigpt4.chat.fast import compiled_decoding, static_cache
+from jminigpt4.chat.loading import load_checkpoint, quantised_weights
+from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
+from jminigpt4.modeling_jminigpt4 import CACHE_NAME
+
+# What `jminigpt4 chat` is told, and bytes of a weight in the layers (the head stays in the dtype of the model).
+ROUTES = {
+    "eager": ({"dtype": "bfloat16"}, 2),
+    "fast": ({"dtype": "bfloat16"}, 2),
+    "float32": ({"dtype": "float32"}, 4),
+    "bits8": ({"dtype": "bfloat16", "bits": 8}, 1),
+    "bits4": ({"dtype": "bfloat16", "bits": 4}, 0.5 + 4 / 64),
+}
+PROMPT_TOKENS, FEW, MANY = 64, 2, 18
+QUESTIONS = ("何が写っていますか?", "何色ですか?", "何の仲間ですか?", "食べられますか?")
+
+
+def write_random(folder: Path, layers: int):
+    """Some layers of rinna/japanese-gpt-neox-3.6b and its head, behind the smallest encoder there can be."""
+    vision = Blip2VisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28
+    )
+    qformer = Blip2QFormerConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=8
+    )
+    text = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        config = JMiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text)
+        model = JMiniGPT4ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    model.save_pretrained(folder)
+
+
+def load(folder: Path, route: str) -> JMiniGPT4ForConditionalGeneration:
+    options = dict(ROUTES[route][0])
+    bits = options.pop("bits", None)
+    dtype = getattr(torch, options["dtype"])
+    quantised = {}
+    if bits:
+        quantised = {"quantization_config": quantised_weights(bits, dtype), "device_map": "cpu"}
+    model = JMiniGPT4ForConditionalGeneration.from_pretrained(folder, dtype=dtype, **quantised).eval()
+    model.generation_config.update(eos_token_id=None, pad_token_id=0, do_sample=False)
+    return model
+
+
+def speaker(model: JMiniGPT4ForConditionalGeneration, fast: bool) -> Callable[[int], None]:
+    """What speaks a number of tokens behind a prompt."""
+    ids = torch.arange(100, 100 + PROMPT_TOKENS)[None]
+    compiled = {"compile_config": compiled_decoding()} if fast else {}
+
+    def speak(tokens: int):
+        cache = {CACHE_NAME: static_cache(model, 256)} if fast else {}
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache, **compiled
+        )
+
+    return speak
+
+
+def milliseconds(speak: Callable[[int], None]) -> float:
+    """CPU time of one more token, the prompt and all that is paid once left out."""
+    times = []
+    for tokens in (FEW, MANY):
+        start = time.process_time()
+        speak(tokens)
+        times.append(time.process_time() - start)
+    return (times[1] - times[0]) / (MANY - FEW) * 1000
+
+
+def bytes_per_second() -> float:
+    """The best speed at which one thread reads 400 MB from memory, of four ways to read them."""
+    data = torch.ones(100_000_000)
+    integers = data.view(torch.int32)
+    ways = (data.sum, data.amax, lambda: torch.dot(data, data), integers.amax)
+    best = 0.0
+    for way in ways * 3:
+        start = time.process_time()
+        way()
+        best = max(best, data.numel() * 4 / (time.process_time() - start))
+    return best
+
+
+def weight_bytes(model: JMiniGPT4ForConditionalGeneration, route: str) -> float:
+    text = model.config.text_config
+    layers = 12 * text.hidden_size**2 * text.num_hidden_layers
+    head = text.hidden_size * text.vocab_size
+    return layers * ROUTES[route][1] + head * (4 if route == "float32" else 2)
+
+
+def race(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    base = load(folder, "eager")
+    eager = speaker(base, fast=False)
+    eager(FEW)
+    speed = bytes_per_second()
+    print(f"memory gives one thread {speed / 1e9:.1f} GB/s")
+    print(f"{'':10}{'ms/token':>10}{'limit ms':>10}{'of limit':>10}{'eager/this':>12}")
+    results = {}
+    for route in ROUTES:
+        model = base if route == "eager" else load(folder, route)
+        speak = speaker(model, fast=route == "fast")
+        speak(MANY)  # warms up, and compiles
+        pairs = [(milliseconds(eager), milliseconds(speak)) for _ in range(rounds)]
+        reference, own = (min(column) for column in zip(*pairs, strict=True))
+        speed = max(speed, bytes_per_second())
+        limit = weight_bytes(model, route) / speed * 1000
+        results[route] = {"ms_per_token": own, "ratio": reference / own, "of_limit": limit / own}
+        print(f"{route:10}{own:10.1f}{limit:10.1f}{limit / own:10.2f}{reference / own:12.2f}")
+        del model, speak
+    return results
+
+
+def same_answers(folder: str) -> dict[str, float]:
+    """Share of answers about the samples of a checkpoint that are, to the letter, those of float32."""
+    samples = [Image.open(file) for file in sorted((Path(folder) / "samples").glob("*.png"))]
+    answers: dict[str, list[str]] = {}
+    for route in ("float32", *(route for route in ROUTES if route != "float32")):
+        options = dict(ROUTES[route][0])
+        model, processor = load_checkpoint(folder, "cpu", **options)
+        session = ChatSession(model, processor, fast=route == "fast")
+        answers[route] = []
+        for sample in samples:
+            for question in QUESTIONS:
+                answers[route].append(session.ask(question, [sample], do_sample=False))
+                session.undo()
+    expected = answers["float32"]
+    shares = {
+        route: sum(one == other for one, other in zip(said, expected, strict=True)) / len(expected)
+        for route, said in answers.items()
+    }
+    print(f"\nsame answer as float32, {len(expected)} questions about {len(samples)} samples of {folder}:")
+    for route, share in shares.items():
+        print(f"{route:10}{share:8.0%}")
+    return shares
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one layer, two rounds: about a minute")
+    parser.add_argument("--layers", type=int, help="layers of rinna's shape")
+    parser.add_argument("--answers", metavar="MODEL", help="checkpoint whose answers are compared")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    layers = options.layers or (1 if options.quick else 4)
+    with tempfile.TemporaryDirectory() as folder:
+        write_random(Path(folder), layers)
+        print(f"{layers} layers of rinna/japanese-gpt-neox-3.6b and its head")
+        results = race(Path(folder), rounds=2 if options.quick else 5)
+    summary = {"layers": layers, "routes": results}
+    if options.answers:
+        summary["same_answers"] = same_answers(options.answers)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The verbs `chat`, `serve` and `serve-command` of the command line."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def chat(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [QUESTION]",
+            help="MODEL: a checkpoint folder, or user/name on the Hub; the embedded demo by default. One word alone "
+            "is the MODEL when it is an existing folder or looks like a path or like user/name, else the QUESTION.",
+            show_default=False,
+        ),
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", "-i", help="Picture file to show with the question; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each answer.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="Open a web page instead of a terminal conversation.")] = False,
+    persona: Annotated[str | None, typer.Option(help="System text: who the model is to be.")] = None,
+    examples: Annotated[Path | None, typer.Option(help="Few-shot examples: a transcript of /save.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Transcript to go on with.")] = None,
+    sample: Annotated[
+        bool | None, typer.Option("--sample/--greedy", help="Sampling or always the likeliest token.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01, help="Temperature of sampling.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Nucleus of sampling.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling.")] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Host from which pictures may be fetched by address; repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; what suits by default.")] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compiled decoding in bfloat16, for large models on a CPU; slow to start.")
+    ] = False,
+    bits: Annotated[
+        int | None, typer.Option(help="8 or 4: the language model quantised by bitsandbytes, to save memory.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="With --web: address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --web: port to listen on.")] = 7860,
+):
+    """Show pictures and talk about them in Japanese: one question, a conversation, a pipe of lines, or a web page."""
+    from .settings import Settings
+
+    model, question = model_and_question(words or [])
+    options = {
+        "do_sample": True if sample is None and (temperature or top_p) else sample,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+    }
+    settings = Settings(
+        model=model,
+        question=question,
+        images=image or [],
+        as_json=as_json,
+        persona=persona,
+        examples=examples,
+        transcript=load,
+        options={name: value for name, value in options.items() if value is not None},
+        seed=seed,
+        hosts=frozenset(allow_host or ()),
+        device=device,
+        dtype=dtype,
+        fast=fast,
+        bits=bits,
+    )
+    if web:
+        from .web import serve_page
+
+        serve_page(settings, host, port)
+    else:
+        from .terminal import run
+
+        run(settings)
+
+
+def model_and_question(words: list[str]) -> tuple[str | None, str | None]:
+    """What the words on the command line mean: `(model, question)`, `None` for what was not given.
+
+    Two words are both. One word is the model when it is an existing folder or looks like a path (`./name`, `/name`,
+    `~/name`) or like a Hub repository (`user/name` in ASCII); otherwise it is the question.
+
+    Raises:
+        ValueError: More than two words.
+    """
+    if len(words) > 2:
+        raise ValueError(f"Expected a MODEL and a QUESTION, got {len(words)} words: put the question in quotes.")
+    if len(words) == 2:
+        return words[0], words[1]
+    if not words:
+        return None, None
+    word = words[0]
+    looks_like_path = word.startswith(("./", "../", "/", "~/")) or word in (".", "..")
+    looks_like_repository = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", word, re.ASCII) is not None
+    if looks_like_path or looks_like_repository or Path(word).is_dir():
+        return word, None
+    return None, word
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="A checkpoint folder, or user/name on the Hub; the demo by default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+):
+    """Start the OpenAI-compatible server of transformers (for trusted clients; see docs/serving.md)."""
+    from .serving import serve_checkpoint
+
+    serve_checkpoint(model, host=host, port=port, device=device, dtype=dtype)
+
+
+def serve_command(
+    model: Annotated[
+        str | None, typer.Argument(help="A checkpoint folder, or user/name on the Hub; the demo by default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+):
+    """Print the command that serves MODEL with vLLM."""
+    from .serving import vllm_command
+
+    typer.echo(vllm_command(model, host=host, port=port))

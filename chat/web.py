@@ -1,0 +1,280 @@
+"""The conversation as a web page: gradio's chat interface on `ChatSession`, one session for each visitor."""
+
+import os
+import sys
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from .. import DEMO
+from .pictures import PictureLimits, open_bytes
+from .session import MAX_NEW_TOKENS, ChatSession
+from .settings import Settings
+from .turns import Turn
+
+if TYPE_CHECKING:
+    import gradio
+
+TEXTS = {
+    "ja": {
+        "about": "絵や写真を見せて、日本語で話しましょう。",
+        "placeholder": "絵を入れて、質問してください",
+        "settings": "設定",
+        "sample": "毎回ちがう答え（サンプリング）",
+        "temperature": "温度（高いほど自由に）",
+        "top_p": "top-p（低いほど手堅く）",
+        "length": "答えの長さ（トークン）",
+    },
+    "en": {
+        "about": "Show a picture and talk about it in Japanese.",
+        "placeholder": "Add a picture and ask",
+        "settings": "Settings",
+        "sample": "Another answer each time (sampling)",
+        "temperature": "Temperature (higher is freer)",
+        "top_p": "top-p (lower is safer)",
+        "length": "Length of answers (tokens)",
+    },
+}
+# The button behind a picture's download link would send the picture to a site on the Internet.
+NO_SHARING = ".download-link + button { display: none; }"
+FORGOTTEN = "会話が長くなったので、古い部分を忘れました。 The oldest turns are forgotten: the context window is full."
+EVICTED = "会話を続けられません。最初からになります。 The conversation is no longer there; this is a new one."
+EXAMPLE_QUESTION = "何が写ってる?"
+
+
+@dataclass
+class Visitor:
+    """One browser tab.
+
+    Args:
+        session: Its conversation.
+        forgotten: How many of the oldest turns made room; the page shows them still.
+    """
+
+    session: ChatSession
+    forgotten: int = 0
+
+
+@dataclass
+class Visitors:
+    """Sessions by the tab they belong to; the one unused longest goes when there are too many.
+
+    Args:
+        open_session: Makes the session of a new visitor.
+        limit: How many conversations are kept in memory.
+    """
+
+    open_session: Callable[[], ChatSession]
+    limit: int = 64
+    _present: OrderedDict[str, Visitor] = field(default_factory=OrderedDict)
+
+    def __getitem__(self, tab: str) -> Visitor:
+        if tab not in self._present:
+            self._present[tab] = Visitor(self.open_session())
+        self._present.move_to_end(tab)
+        while len(self._present) > self.limit:
+            self.leave(next(iter(self._present)))
+        return self._present[tab]
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def leave(self, tab: str):
+        """Stops what is being said to a visitor and drops the conversation."""
+        visitor = self._present.pop(tab, None)
+        if visitor is not None:
+            visitor.session.stop()
+
+
+def build_page(
+    session: ChatSession, settings: Settings, limits: PictureLimits | None = None
+) -> tuple["gradio.ChatInterface", Visitors]:
+    """The page, not yet served, and the visitors that it will have.
+
+    Args:
+        session: Gives model, processor, persona and examples to the sessions of all visitors; it is not talked to.
+        settings: Its `options` are the sampling settings that the page starts with.
+        limits: What uploads are refused. The page opens uploads only: no path and no address, whatever a request says.
+
+    Raises:
+        ImportError: gradio is not installed.
+    """
+    try:
+        import gradio
+    except ImportError:
+        raise ImportError("The web page needs gradio: pip install 'jminigpt4[chat]'") from None
+
+    limits = limits or PictureLimits()
+    visitors = Visitors(lambda: ChatSession(session.model, session.processor, session.persona, session.examples))
+
+    def answer(
+        message: dict[str, Any],
+        history: list[dict[str, Any]],
+        sample: bool,
+        temperature: float,
+        top_p: float,
+        length: float,
+        request: gradio.Request,
+    ) -> Iterator[str]:
+        options = {"do_sample": sample, "max_new_tokens": int(length)}
+        options |= {"temperature": temperature, "top_p": top_p} if sample else {}
+        try:
+            visitor = visitors[str(request.session_hash)]
+            follow_page(visitor, history, gradio.Info)
+            text = ""
+            for piece in visitor.session.stream(message["text"] or "", uploads(message["files"], limits), **options):
+                text += piece
+                yield text
+        except (ValueError, OSError) as error:
+            raise gradio.Error(" ".join(str(error).split()), print_exception=False) from None
+
+    def leave(request: gradio.Request):
+        visitors.leave(str(request.session_hash))
+
+    i18n = gradio.I18n(**TEXTS)
+    page = gradio.ChatInterface(
+        answer,
+        multimodal=True,
+        chatbot=gradio.Chatbot(
+            show_label=False,
+            height="min(60vh, 640px)",
+            placeholder=i18n("about"),
+            # Not "share": it would send the conversation and its pictures to a site on the Internet.
+            buttons=["copy", "copy_all"],
+        ),
+        textbox=gradio.MultimodalTextbox(
+            file_types=[".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"],
+            file_count="multiple",
+            placeholder=i18n("placeholder"),
+            stop_btn=True,
+            max_plain_text_length=100_000,
+        ),
+        additional_inputs=_sampling_inputs(session, settings, i18n),
+        additional_inputs_accordion=gradio.Accordion(i18n("settings"), open=False),
+        examples=[[{"text": EXAMPLE_QUESTION, "files": [str(file)]}] for file in _sample_pictures()] or None,
+        title="日本語 MiniGPT-4",
+        editable=True,
+        analytics_enabled=False,
+        api_visibility="private",
+        delete_cache=(600, 7200),
+    )
+    page.unload(leave)
+    for block in page.blocks.values():
+        _refuse_addresses(block)
+    return page.queue(max_size=64, default_concurrency_limit=1), visitors
+
+
+def launch(page: "gradio.ChatInterface", host: str, port: int, limits: PictureLimits | None = None) -> str:
+    """Starts serving in threads of their own; returns the address.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    import gradio
+
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        max_file_size=(limits or PictureLimits()).max_bytes,
+        footer_links=[],
+        css=NO_SHARING,
+        enable_monitoring=False,
+        ssr_mode=False,
+        i18n=gradio.I18n(**TEXTS),
+    )
+    return address
+
+
+def serve_page(settings: Settings, host: str, port: int):
+    """Serves the page until Ctrl-C.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    session = settings.open_session()
+    with tempfile.TemporaryDirectory(prefix="jminigpt4-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # gradio reads it at every upload
+        page, _ = build_page(session, settings)
+        print(f"{launch(page, host, port)}  (Ctrl-C ends)", file=sys.stderr, flush=True)
+        page.block_thread()
+
+
+def uploads(files: list[str], limits: PictureLimits) -> list[Image.Image]:
+    """Uploaded files to pictures that are not decoded yet.
+
+    Raises:
+        ValueError: There are too many, or one breaks the limits; it is called by its number, not by its path.
+    """
+    if len(files) > limits.max_pictures:
+        raise ValueError(f"{len(files)} pictures at once; at most {limits.max_pictures} are taken.")
+    pictures = []
+    for number, file in enumerate(files, 1):
+        name = f"picture {number}"
+        if Path(file).stat().st_size > limits.max_bytes:
+            raise ValueError(f"{name} has more than {limits.max_bytes:,} bytes.")
+        pictures.append(open_bytes(Path(file).read_bytes(), name, limits))
+    return pictures
+
+
+def follow_page(visitor: Visitor, history: list[dict[str, Any]], tell: Callable[[str], Any]):
+    """Takes back what the page no longer shows: undo, retry, an edited question and clear all end here."""
+
+    def forget(turns: list[Turn]):
+        visitor.forgotten += len(turns)
+        tell(FORGOTTEN)
+
+    visitor.session.stop()
+    visitor.session.on_forget = forget
+    answered = sum(message["role"] == "assistant" for message in history)
+    visitor.forgotten = min(visitor.forgotten, answered)
+    kept = answered - visitor.forgotten
+    if kept > len(visitor.session.turns):
+        tell(EVICTED)
+        visitor.forgotten = answered
+        kept = 0
+    while len(visitor.session.turns) > kept:
+        visitor.session.undo()
+
+
+def _sampling_inputs(
+    session: ChatSession, settings: Settings, i18n: "gradio.I18n"
+) -> list["gradio.components.Component"]:
+    """The settings below the page, at the values of the command line or else of the checkpoint."""
+    import gradio
+
+    def value(name: str, otherwise: Any) -> Any:
+        given = settings.options.get(name, getattr(session.model.generation_config, name, None))
+        return otherwise if given is None else given
+
+    return [
+        gradio.Checkbox(value("do_sample", False), label=i18n("sample")),
+        gradio.Slider(0.1, 2.0, value("temperature", 1.0), step=0.05, label=i18n("temperature")),
+        gradio.Slider(0.05, 1.0, value("top_p", 1.0), step=0.05, label=i18n("top_p")),
+        gradio.Slider(1, 1024, value("max_new_tokens", MAX_NEW_TOKENS), step=1, label=i18n("length")),
+    ]
+
+
+def _sample_pictures() -> list[Path]:
+    return sorted((DEMO / "samples").glob("*.png"))[:6] if (DEMO / "samples").is_dir() else []
+
+
+def _refuse_addresses(block: Any):
+    """gradio downloads a file that a request names by address; this page never does."""
+    if not hasattr(block, "async_move_resource_to_block_cache"):
+        return
+    move = block.async_move_resource_to_block_cache
+
+    async def move_local(path: Any) -> str | None:
+        if "://" in str(path):
+            raise ValueError("Pictures are uploaded here, not fetched from addresses.")
+        return await move(path)
+
+    block.async_move_resource_to_block_cache = move_local
