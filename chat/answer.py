@@ -4,10 +4,13 @@ import queue
 import re
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import torch
-from transformers import ProcessorMixin, StoppingCriteria
+from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
+
+from ..processing_jminigpt4 import JMiniGPT4Processor
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 UNFINISHED = "\ufffd"  # what tokenizers decode a character to of which only some bytes are there
@@ -24,7 +27,7 @@ class AnswerText:
         processor: Its tokenizer decodes; its `newline`, `stop_strings` and `trim_answer` are those of the format.
     """
 
-    def __init__(self, processor: ProcessorMixin):
+    def __init__(self, processor: JMiniGPT4Processor):
         self._processor = processor
         self._marks = [*processor.stop_strings, *([processor.newline] if processor.newline else [])]
         self.token_ids: list[int] = []
@@ -91,7 +94,7 @@ class StopAtMark(StoppingCriteria):
         prompt_length: Number of positions before the answers begin; a mark in a prompt ends nothing.
     """
 
-    def __init__(self, processor: ProcessorMixin, prompt_length: int):
+    def __init__(self, processor: JMiniGPT4Processor, prompt_length: int):
         self._processor = processor
         self._prompt_length = prompt_length
         # No token is shorter than a byte, so a mark that ends in the last token begins within as many tokens as it
@@ -102,7 +105,7 @@ class StopAtMark(StoppingCriteria):
         start = max(self._prompt_length, input_ids.shape[1] - self._window)
         texts = self._processor.tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
         over = [any(stop in text for stop in self._processor.stop_strings) for text in texts]
-        return torch.tensor(over, dtype=torch.bool, device=input_ids.device)
+        return cast(torch.BoolTensor, torch.tensor(over, dtype=torch.bool, device=input_ids.device))
 
 
 class StopOnRequest(StoppingCriteria):
@@ -112,7 +115,8 @@ class StopOnRequest(StoppingCriteria):
         self._event = event
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+        over = torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+        return cast(torch.BoolTensor, over)
 
 
 class TokenQueue(BaseStreamer):

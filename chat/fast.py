@@ -1,5 +1,5 @@
-"""Faster answers on a CPU: a static KV cache, so that the step of decoding has one shape, compiles once and computes on
-weights that the compiler has packed for this processor ("freezing", torch/_inductor/config.py).
+"""Faster answers on a CPU: a static KV cache, so that the step of decoding has one shape, compiles once and computes
+on weights that the compiler has packed for this processor ("freezing", torch/_inductor/config.py).
 
 It pays where decoding waits for memory, which is for language models of hundreds of millions of parameters and more
 (`benchmarks/decode.py`); the packed copies of the weights stand beside the originals.
@@ -16,7 +16,7 @@ def compiled_decoding() -> CompileConfig:
     import torch._inductor.config as inductor
 
     inductor.freezing = True
-    config = CompileConfig(mode=None, dynamic=False)
+    config = CompileConfig(mode="default", dynamic=False)
     config._compile_all_devices = True  # by default `generate` compiles on accelerators only
     return config
 
@@ -54,4 +54,5 @@ def crop(cache: StaticCache, excess: int):
     has no `crop`.)"""
     with torch.no_grad():
         for layer in cache.layers:
+            assert isinstance(layer, StaticLayer)
             layer.cumulative_length.sub_(excess)

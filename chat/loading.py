@@ -18,7 +18,8 @@ def be_quiet():
     """Nothing but answers on the screen: no load reports, bars or warnings of the libraries."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("timm").setLevel(logging.ERROR)
+    for library in ("timm", "bitsandbytes", "torch.utils.cpp_extension"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 
@@ -53,7 +54,9 @@ def load_checkpoint(
         chosen = getattr(torch, dtype) if dtype else _dtype(config, torch.device(device))
     except (RuntimeError, AttributeError):
         raise ValueError(f"There is no device {device!r} or no dtype {dtype!r}.") from None
-    options = {"quantization_config": quantised_weights(bits, chosen), "device_map": device} if bits is not None else {}
+    options = (
+        {"quantization_config": quantised_weights(bits, chosen), "device_map": device} if bits is not None else {}
+    )
     loaded = JMiniGPT4ForConditionalGeneration.from_pretrained(model, config=config, dtype=chosen, **options)
     loaded = loaded if options else loaded.to(device)
     return loaded.eval(), JMiniGPT4Processor.from_pretrained(model)

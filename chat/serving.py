@@ -85,7 +85,7 @@ class PictureGuard:
         limits: What pictures are refused.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], limits: PictureLimits):
+    def __init__(self, app: Any, limits: PictureLimits):
         self._app = app
         self._limits = limits
         # Base64 makes four bytes of three; text and history travel along.

@@ -12,9 +12,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, ProcessorMixin, StaticCache, StoppingCriteriaList
+from transformers import DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
 
 from ..modeling_jminigpt4 import CACHE_NAME
+from ..processing_jminigpt4 import JMiniGPT4Processor
 from .answer import AnswerText, StopAtMark, StopOnRequest, TokenQueue
 from .fast import compiled_decoding, crop, static_cache
 from .pictures import Picture
@@ -37,7 +38,8 @@ class ChatSession:
             for the compiler.
 
     Raises:
-        ValueError: The language model cannot be `fast`, `examples` are no alternation of user and assistant, or the chat template rewrites earlier turns.
+        ValueError: The language model cannot be `fast`, `examples` are no alternation of user and assistant, or the
+            chat template rewrites earlier turns.
 
     Example:
 
@@ -51,7 +53,7 @@ class ChatSession:
     def __init__(
         self,
         model: PreTrainedModel,
-        processor: ProcessorMixin,
+        processor: JMiniGPT4Processor,
         persona: str | None = None,
         examples: Sequence[dict[str, Any]] = (),
         on_forget: Callable[[list[Turn]], None] | None = None,
@@ -321,7 +323,11 @@ class ChatSession:
         return self._until_eos(generated, options)
 
     def _new_cache(self) -> DynamicCache | StaticCache:
-        return static_cache(self.model, self._window()) if self._compile_config else DynamicCache()
+        if self._compile_config is None:
+            return DynamicCache()
+        if (window := self._window()) is None:
+            raise ValueError("This language model states no context window; fast answers need one.")
+        return static_cache(self.model, window)
 
     def _window(self) -> int | None:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -331,7 +337,7 @@ class ChatSession:
         of them, since the first token is chosen from the last one's logits. The session has none until it is put back:
         a failure half-way leaves no cache that nobody knows the contents of."""
         cache, self._cache = self._cache, None
-        common = len(os.path.commonprefix([self._cached, identities[:-1]])) if cache is not None else 0
+        common = _length_in_common(self._cached, identities[:-1]) if cache is not None else 0
         if cache is None or common == 0:
             return self._new_cache(), 0
         excess = int(cache.get_seq_length()) - common
@@ -402,6 +408,11 @@ class ChatSession:
         token_ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else list(token_ids)
         eos = self._eos_ids(options)
         return token_ids[: next((i for i, token in enumerate(token_ids) if token in eos), len(token_ids))]
+
+
+def _length_in_common(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _warn_forgotten(turns: list[Turn]):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
-from transformers import set_seed
 
 from .. import DEMO
 from .loading import be_quiet, load_checkpoint
@@ -62,7 +62,7 @@ class Settings:
         dtype = self.dtype or ("bfloat16" if self.fast else None)
         model, processor = load_checkpoint(self.model or DEMO, self.device, dtype, self.bits)
         if self.seed is not None:
-            set_seed(self.seed)
+            torch.manual_seed(self.seed)
         examples = read_transcript(self.examples) if self.examples else []
         session = ChatSession(model, processor, self.persona, examples, on_forget, self.fast)
         if self.transcript:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from .session import ChatSession
@@ -129,11 +130,12 @@ def preview(picture: Image.Image, columns: int = 32) -> str:
         return f"({picture.width} x {picture.height})"
     rows = max(1, round(columns * picture.height / picture.width / 2))
     small = picture.resize((columns, 2 * min(rows, columns)))
+    pixels = np.asarray(small.convert("RGB"))
     lines = []
     for y in range(0, small.height, 2):
         cells = []
         for x in range(columns):
-            upper, lower = (";".join(map(str, small.getpixel((x, y + below)))) for below in (0, 1))
+            upper, lower = (";".join(map(str, pixels[y + below, x])) for below in (0, 1))
             cells.append(f"\x1b[38;2;{upper};48;2;{lower}m▀")
         lines.append("".join(cells) + "\x1b[0m")
     return "\n".join(lines)

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import ProcessorMixin
-
+from ..processing_jminigpt4 import JMiniGPT4Processor
 from .pictures import Picture
 
 Messages = list[dict[str, Any]]
@@ -101,7 +100,7 @@ class Prompts:
         ValueError: The template rewrites earlier turns when a conversation goes on.
     """
 
-    def __init__(self, processor: ProcessorMixin):
+    def __init__(self, processor: JMiniGPT4Processor):
         self._processor = processor
         # What the format writes behind an answer, before anything follows (`###` of MiniGPT-4's, mostly nothing). The
         # model's own answer ends before it, so the next prompt begins with it.

@@ -110,7 +110,9 @@ def build_page(
         raise ImportError("The web page needs gradio: pip install 'jminigpt4[chat]'") from None
 
     limits = limits or PictureLimits()
-    visitors = Visitors(lambda: ChatSession(session.model, session.processor, session.persona, session.examples))
+    visitors = Visitors(
+        lambda: ChatSession(session.model, session.processor, session.persona, session.examples, fast=settings.fast)
+    )
 
     def answer(
         message: dict[str, Any],
@@ -121,7 +123,7 @@ def build_page(
         length: float,
         request: gradio.Request,
     ) -> Iterator[str]:
-        options = {"do_sample": sample, "max_new_tokens": int(length)}
+        options: dict[str, Any] = {"do_sample": sample, "max_new_tokens": int(length)}
         options |= {"temperature": temperature, "top_p": top_p} if sample else {}
         try:
             visitor = visitors[str(request.session_hash)]
@@ -136,7 +138,7 @@ def build_page(
     def leave(request: gradio.Request):
         visitors.leave(str(request.session_hash))
 
-    i18n = gradio.I18n(**TEXTS)
+    i18n: Any = gradio.I18n(**TEXTS)
     page = gradio.ChatInterface(
         answer,
         multimodal=True,
@@ -244,9 +246,7 @@ def follow_page(visitor: Visitor, history: list[dict[str, Any]], tell: Callable[
         visitor.session.undo()
 
 
-def _sampling_inputs(
-    session: ChatSession, settings: Settings, i18n: "gradio.I18n"
-) -> list["gradio.components.Component"]:
+def _sampling_inputs(session: ChatSession, settings: Settings, i18n: Any) -> list[Any]:
     """The settings below the page, at the values of the command line or else of the checkpoint."""
     import gradio
 

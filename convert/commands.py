@@ -17,13 +17,14 @@ def convert(
         str | None, typer.Option(help="Image encoder: eva_vit_g.pth, a BLIP-2 folder or Hub id, timm:NAME.")
     ] = None,
     qformer: Annotated[
-        str | None, typer.Option(help="Q-Former: blip2_pretrained_….pth, a BLIP-2 folder or Hub id [as --vision].")
+        str | None,
+        typer.Option(help="Q-Former: blip2_pretrained_….pth, a BLIP-2 folder or Hub id (default: that of --vision)."),
     ] = None,
     language: Annotated[str | None, typer.Option(help="Language model: any causal one, folder or Hub id.")] = None,
     projection: Annotated[
-        str | None, typer.Option(help="Trained projection: checkpoint.pth, projection.safetensors [fresh].")
+        str | None, typer.Option(help="Trained projection: checkpoint.pth, projection.safetensors (default: fresh).")
     ] = None,
-    prompt_format: Annotated[str | None, typer.Option("--format", help="Prompt format [recognised].")] = None,
+    prompt_format: Annotated[str | None, typer.Option("--format", help="Prompt format (default: recognised).")] = None,
     preset: Annotated[
         str | None, typer.Option(help="A known combination: rinna-3.6b, rinna-4b-minigpt4, minigpt4-vicuna-7b.")
     ] = None,
@@ -36,7 +37,8 @@ def convert(
         typer.Option(metavar="NAME", help="Run the code of this language model's own repository; of no other."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float16, bfloat16 or float32 [the language model's]; GGUF: q8_0 too.")
+        str | None,
+        typer.Option(help="float16, bfloat16 or float32 (default: the language model's); for GGUF q8_0 too."),
     ] = None,
     vision_heads: Annotated[int | None, typer.Option(help="Heads of an image encoder of unpublished size.")] = None,
     qformer_heads: Annotated[int | None, typer.Option(help="Heads of a Q-Former of unpublished size.")] = None,

@@ -195,5 +195,6 @@ def _trained_for(source: Source) -> str | None:
         stated: Any = source.config.get("text_config") or {}
         return stated.get("_name_or_path") or None
     if source.layout is PROJECTION:
-        return read_projection(source.name)[2].get("language_model")
+        file = source.weights.fetch(source.weights.files["weight"])  # the name may be one on the Hub
+        return read_projection(file)[2].get("language_model")
     return None

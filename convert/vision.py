@@ -148,8 +148,8 @@ def _blip2_vision(source: Source) -> Part:
     notes = []
     if config.layer_norm_eps != BLOCK_EPS:
         notes.append(
-            f"{source.name} states an epsilon of {config.layer_norm_eps} for the image encoder; its weights were "
-            f"trained with {BLOCK_EPS}, which is written."
+            f"{source.public_name} states an epsilon of {config.layer_norm_eps} for the image encoder; its weights "
+            f"were trained with {BLOCK_EPS}, which is written."
         )
         config.layer_norm_eps = BLOCK_EPS
     keys = [key for key in source.weights.matching(r"vision_model\.") if ".post_layernorm." not in key]
@@ -257,8 +257,8 @@ def _qformer_config(stated: dict[str, Any], source: Source) -> tuple[Blip2QForme
     notes = []
     if config.layer_norm_eps != QFORMER_EPS:
         notes.append(
-            f"{source.name} states an epsilon of {config.layer_norm_eps} for the Q-Former; BERT's {QFORMER_EPS} is "
-            "what it was trained with, and is written."
+            f"{source.public_name} states an epsilon of {config.layer_norm_eps} for the Q-Former; BERT's "
+            f"{QFORMER_EPS} is what it was trained with, and is written."
         )
         config.layer_norm_eps = QFORMER_EPS
     return config, notes

@@ -32,12 +32,12 @@ def load(
         raise FileNotFoundError(f"No folder {path}: name a checkpoint folder, or user/name on the Hub.")
     if path.exists() and not (path / "config.json").is_file():
         raise ValueError(f"{path} holds no config.json: it is no checkpoint.")
-    config = AutoConfig.from_pretrained(model)
-    if config.model_type != "jminigpt4":
-        raise ValueError(f"{model} is a {config.model_type} checkpoint, not one of Japanese MiniGPT-4.")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("timm").setLevel(logging.ERROR)
+    config = AutoConfig.from_pretrained(model)
+    if config.model_type != "jminigpt4":
+        raise ValueError(f"{model} is a {config.model_type} checkpoint, not one of Japanese MiniGPT-4.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     slow = torch.device(device).type == "cpu" and config.dtype == torch.float16
     try:

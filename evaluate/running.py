@@ -67,7 +67,7 @@ def run(plan: Plan) -> Sheet:
         OSError: A file is missing.
         ImportError: A library of the extra `evaluate` is missing.
     """
-    requests, answered = _requests(plan)
+    requests, answered, limit = _requests(plan)
     if not requests:
         raise ValueError("Name a benchmark: --benchmark NAME[:PROTOCOL][=PATH].")
     if plan.model is None and not answered and not plan.training:
@@ -75,7 +75,7 @@ def run(plan: Plan) -> Sheet:
     titles = [request.title for request in requests]
     if len(set(titles)) < len(titles):
         raise ValueError(f"A benchmark is named twice: {', '.join(titles)}.")
-    examined = {request.title: read_items(request, plan.limit) for request in requests}
+    examined = {request.title: read_items(request, limit) for request in requests}
     overlaps = list(_overlaps(plan, examined))
     if plan.model is None and not answered:
         return Sheet("", [], overlaps=overlaps)
@@ -86,13 +86,14 @@ def run(plan: Plan) -> Sheet:
     return _scored(plan, Sheet(model, [], settings, overlaps), requests, examined, predictions)
 
 
-def _requests(plan: Plan) -> tuple[list[Request], list[Path]]:
-    """The benchmarks, and the files of answers to them; answers of ours know which benchmark they belong to."""
+def _requests(plan: Plan) -> tuple[list[Request], list[Path], int | None]:
+    """The benchmarks, the files of answers to them, and how many items count; answers of ours know it themselves."""
     requests, answered = list(plan.requests), list(plan.answered)
     if not answered or requests:
         if answered and len(answered) != len(requests):
             raise ValueError(f"{len(answered)} files of answers but {len(requests)} benchmarks: name one for each.")
-        return requests, answered
+        return requests, answered, plan.limit
+    limits = [plan.limit] if plan.limit else []
     for path in answered:
         recorded = path.parent / SETTINGS
         if not recorded.is_file():
@@ -102,7 +103,8 @@ def _requests(plan: Plan) -> tuple[list[Request], list[Path]]:
         text = f"{name}={known['path']}" if known["path"] else name
         only = Path(known["only"]) if known["only"] else None
         requests.append(parse_request(text, known["images"], known["prompt"], only))
-    return requests, answered
+        limits += [known["limit"]] if known["limit"] else []
+    return requests, answered, min(limits, default=None)
 
 
 def _overlaps(plan: Plan, examined: dict[str, list[Item]]) -> Iterator[Overlap]:
@@ -149,8 +151,9 @@ def _asked(
             "dtype": str(model.dtype).removeprefix("torch."),
             **_versions(),
         }
-        file = PredictionFile(plan.output / request.title, settings[request.title])
         answerer = Answerer(model, processor, generation)
+        settings[request.title]["unanswerable"] = len(answerer.unanswerable(items))
+        file = PredictionFile(plan.output / request.title, settings[request.title])
         done = set(file.done)
         with tqdm(
             total=len(items),
@@ -195,6 +198,8 @@ def _scored(
     for request in requests:
         items, answers = examined[request.title], predictions[request.title]
         result = score(request, items, answers, verdicts)
+        if silent := sheet.settings.get(request.title, {}).get("unanswerable"):
+            result.notes.append(f"{silent} prompts fill the context window by themselves and count as unanswered.")
         if plan.other is not None:
             sheet.other = _compare(plan.other, result, verdicts)
         sheet.results.append(result)

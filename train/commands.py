@@ -1,5 +1,6 @@
 """The verbs `train`, `features` and `data` of the command line."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,25 +74,27 @@ def train(
             typer.echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
         return
     result = run.train(output, resume, report_to, workers=workers)
-    typer.echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
+    echo = typer.echo if run.state.is_main_process else lambda text: None
+    echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:
-        typer.echo(f"validation loss {result.eval_loss:.4f}")
+        echo(f"validation loss {result.eval_loss:.4f}")
     if result.bad_pictures:
-        typer.echo(f"{len(result.bad_pictures)} bad pictures: {result.output / 'bad_pictures.jsonl'}")
+        echo(f"{len(result.bad_pictures)} bad pictures: {result.output / 'bad_pictures.jsonl'}")
     if overfit is not None:
-        _print_answers(run)
+        for line in _answers(run):
+            echo(line)
     if export is not None and run.state.is_main_process:
-        typer.echo(f"model: {export_model(model, output, export)}")
+        echo(f"model: {export_model(model, output, export)}")
 
 
-def _print_answers(run: Any):
+def _answers(run: Any) -> Iterator[str]:
     """What the model says of the pictures it was to learn by heart."""
     from .sampling import Samples
 
     rows = [group.rows[0] for source in run.sources for group in source.training]
     samples = Samples(run.model, run.processor, rows, run.encoder, Path(), 1)
     for number, row in enumerate(rows):
-        typer.echo(f"expected {row.turns[-1].parts[0]!r}, answered {samples.answer(number, row)!r}")
+        yield f"expected {row.turns[-1].parts[0]!r}, answered {samples.answer(number, row)!r}"
 
 
 def features(

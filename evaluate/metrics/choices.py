@@ -65,10 +65,7 @@ def names_value(answer: str, references: Sequence[str]) -> bool:
     right = {value for reference in references for value in _values(reference)}
     spelt = [value for value in right if isinstance(value, str)]
     for value in {value for part in _key_parts(answer) for text in (part, *_numbers(part)) for value in _values(text)}:
-        if isinstance(value, float):
-            if value in right:
-                return True
-        elif any(each in value for each in spelt):
+        if any(each in value for each in spelt) if isinstance(value, str) else value in right:
             return True
     return False
 

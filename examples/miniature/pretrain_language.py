@@ -26,7 +26,8 @@ from jminigpt4.checkpoint import finished_folder
 
 VOCABULARY = 2400
 PAD, BOS, EOS = 0, 2, 3
-STEPS, BATCH, LEARNING_RATE = 4000, 32, 2e-3
+STEPS, BATCH, LEARNING_RATE = 5600, 32, 2e-3
+FIRST_PHASE = 5 / 7  # of the steps; in the second phase what stands for the picture is blurred hard
 GROUP = 20
 NEWLINE = "<NL>"
 # The 284 bytes of rinna's tokenizer_config.json, in which only the special tokens matter.
@@ -156,15 +157,17 @@ def new_model(vocabulary: int, family: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
-def blurred(embeddings: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+def blurred(embeddings: torch.Tensor, told: torch.Tensor, hard: bool) -> torch.Tensor:
     """The words that stand for the picture, as a projection may put them there: never exactly words.
 
     In half of the rows they are laid over each other, wholly or in part, since every query token looks at the same
-    picture; noise of up to twice the spread of the embeddings is added, the same to all of them or to each its own.
+    picture, and noise is added, the same to all of them or to each its own. When it is `hard`, the words of two other
+    rows shine through: one Linear cannot tell some 600 things apart without a trace of their likes.
 
     Args:
         embeddings: `(batch, length, hidden)`.
         told: `(batch, length)`, true where the words stand.
+        hard: Up to three times the spread of the embeddings as noise, and words of others; else up to twice.
     """
     rows, length, width = embeddings.shape
     mask = told[..., None]
@@ -173,15 +176,19 @@ def blurred(embeddings: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
     share = (torch.rand(rows, 1, 1) < 0.5) * torch.rand(rows, 1, 1).sqrt()
     one, each = torch.randn(rows, 1, width), torch.randn(rows, length, width)
     noise = torch.where(torch.rand(rows, 1, 1) < 0.5, one.expand_as(each), each)
-    noise = noise * embeddings.detach().std() * 2 * torch.rand(rows, 1, 1)
+    noise = noise * embeddings.detach().std() * (3 if hard else 2) * torch.rand(rows, 1, 1)
+    if hard:
+        for _ in range(2):
+            noise = noise + together[torch.randperm(rows)].detach() * 0.85 * torch.rand(rows, 1, 1)
     return torch.where(mask, embeddings + share * (together - embeddings) + noise, embeddings)
 
 
-def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], blur: bool = False) -> torch.Tensor:
-    """Mean cross-entropy of the labelled tokens, with the picture's words as they are or [`blurred`]."""
+def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], blur: str = "") -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens, with the picture's words as they are or [`blurred`]: `"hard"` or
+    `"mild"`."""
     embeddings = model.get_input_embeddings()(batch["input_ids"])
     if blur:
-        embeddings = blurred(embeddings, batch["told"])
+        embeddings = blurred(embeddings, batch["told"], blur == "hard")
     body = getattr(model, model.base_model_prefix)
     hidden = body(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).last_hidden_state
     learnt = batch["labels"][:, 1:] != -100  # the head is a third of the work, and most positions need none
@@ -199,6 +206,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 
 def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int) -> None:
     """AdamW on freshly drawn sequences; the state is written every 200 steps, and training goes on from it."""
+    first = round(steps * FIRST_PHASE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     start = 0
     if state.exists():
@@ -212,10 +220,14 @@ def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int)
         if step % GROUP == 0 or step == start:  # batches of equal length: drawn together, sorted, dealt out
             drawn = sequences.group(step - step % GROUP)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, LEARNING_RATE)
+            group["lr"] = (
+                learning_rate(step, first, LEARNING_RATE)
+                if step < first
+                else learning_rate(step - first, steps - first, LEARNING_RATE / 2)
+            )
         batch = collate(drawn[step % GROUP])
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, batch, blur=step % 4 > 0)
+            loss = loss_of(model, batch, ("" if step % 4 == 0 else "mild") if step < first else "hard")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -203,7 +203,7 @@ def pretrain(
     for epoch in range(first, epochs):
         rng = np.random.default_rng([2, epoch])
         torch.manual_seed(epoch)
-        order = rng.permutation(len(data.rows))[: STEPS * BATCH]
+        order = np.resize(rng.permutation(len(data.rows)), STEPS * BATCH)  # once more from the start if they run out
         progress = tqdm(range(STEPS), desc=f"Q-Former epoch {epoch}", mininterval=10)
         for step in progress:
             with torch.autocast("cpu", torch.bfloat16):

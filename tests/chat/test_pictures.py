@@ -48,7 +48,9 @@ def patched(data: bytes, at: int, piece: bytes) -> bytes:
 
 def tiff(entries: list[tuple[int, int, int, int]], next_ifd: int = 0, rest: bytes = b"") -> bytes:
     fields = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries)) + fields + struct.pack("<I", next_ifd) + rest
+    return (
+        b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries)) + fields + struct.pack("<I", next_ifd) + rest
+    )
 
 
 def jpeg_sized(width: int, height: int) -> bytes:
@@ -211,7 +213,9 @@ def test_pictures_are_known_by_their_pixels():
     assert Picture(one).sha256 == Picture(one.copy()).sha256 != Picture(other).sha256
 
 
-@pytest.mark.parametrize("kind, message", [("missing", "No picture at"), ("folder", "not a file"), ("fifo", "not a file")])
+@pytest.mark.parametrize(
+    "kind, message", [("missing", "No picture at"), ("folder", "not a file"), ("fifo", "not a file")]
+)
 def test_paths_that_are_no_file(tmp_path, kind, message):
     path = tmp_path / kind
     if kind == "folder":

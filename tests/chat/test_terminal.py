@@ -249,9 +249,7 @@ def test_verb_reads_its_options(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and pseudo-terminals")
-def test_in_a_real_terminal(
-    checkpoint, picture_files, chat_model, processor, pictures, tmp_path, monkeypatch
-):
+def test_in_a_real_terminal(checkpoint, picture_files, chat_model, processor, pictures, tmp_path, monkeypatch):
     """Typed into a pseudo-terminal: picture, question, Ctrl-C in the middle of a long answer, and what was said."""
     import pty
 

@@ -2,10 +2,14 @@
 
 import importlib.util
 import shutil
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+from PIL import Image
 
 from jminigpt4.chat import ChatSession, web
 from jminigpt4.chat.pictures import PictureLimits
@@ -86,6 +90,52 @@ def test_uploads_are_limited(picture_files, tmp_path):
     assert str(tmp_path) not in str(raised.value)
 
 
+PICTURE = {"orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+
+
+def test_requests_that_name_addresses(page, tmp_path):
+    """A request made by hand, not by the page, names a path or an address as its picture: nothing is opened."""
+    asked_for = []
+
+    class Inner(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked_for.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+    inner = ThreadingHTTPServer(("127.0.0.1", 0), Inner)
+    threading.Thread(target=inner.serve_forever, daemon=True).start()
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8), "red").save(secret)
+    sources = (str(secret), f"http://127.0.0.1:{inner.server_port}/a.png", f"file://{secret}")
+    with httpx.Client(base_url=page, timeout=60, trust_env=False) as client:
+        config = client.get("config").json()
+        boxes = [each["id"] for each in config["components"] if each["type"] == "multimodaltextbox"]
+        takers = [each for each in config["dependencies"] if set(boxes) & set(each["inputs"])]
+        assert takers
+        uploaded = client.post("gradio_api/upload", files={"files": ("a.png", secret.read_bytes())}).json()[0]
+
+        def outcomes(source: str) -> list[bool]:
+            message = {"text": "何?", "files": [{**PICTURE, "path": source}]}
+            seen = []
+            for taker in takers:
+                session = f"visitor{source}{taker['id']}"
+                data = [message if each in boxes else None for each in taker["inputs"]]
+                body = {"data": data, "fn_index": taker["id"], "session_hash": session}
+                client.post("gradio_api/queue/join", json=body)
+                stream = client.get("gradio_api/queue/data", params={"session_hash": session}).text
+                seen.append('"success":true' in stream.replace(" ", ""))
+            return seen
+
+        assert any(outcomes(uploaded))  # what the page itself does, is done
+        for source in sources:
+            assert not any(outcomes(source))
+    inner.shutdown()
+    inner.server_close()
+    assert asked_for == []
+
+
 def chromium() -> tuple[str, str]:
     """Browser and driver of the system; skips where they or selenium are missing."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -100,7 +150,6 @@ def chromium() -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def page(chat_model, processor, free_port):
     """Address of the page, served in threads."""
-    chromium()
     session = ChatSession(chat_model, processor)
     interface, _ = web.build_page(session, Settings(options={"do_sample": False, "max_new_tokens": 24}))
     yield web.launch(interface, "127.0.0.1", free_port)
@@ -143,7 +192,9 @@ class Browser:
         return self.driver.execute_script("return document.body.innerText")
 
     def answers(self) -> list[str]:
-        script = "return [...document.querySelectorAll('.message.bot, .bot.message')].map(each => each.innerText.trim())"
+        script = (
+            "return [...document.querySelectorAll('.message.bot, .bot.message')].map(each => each.innerText.trim())"
+        )
         return self.driver.execute_script(script)
 
     def ask(self, question: str, *files: Path) -> str:
@@ -165,12 +216,16 @@ class Browser:
         from urllib.parse import urlsplit
 
         events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        sent = (event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent")
+        sent = (
+            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        )
         return {urlsplit(url).hostname or "" for url in sent if url.startswith(("http", "ws"))}
 
 
 @pytest.fixture
-def browser(page):
+def browser(request):
+    chromium()
+    page = request.getfixturevalue("page")
     browser = Browser(page)
     yield browser
     browser.driver.quit()
@@ -185,7 +240,9 @@ def test_in_a_browser(browser, page, chat_model, processor, pictures, picture_fi
     """Upload, ask, read the streamed Japanese answer, ask on, be refused, clear; another visitor sees none of it."""
     told = ChatSession(chat_model, processor)
     options = {"do_sample": False, "max_new_tokens": 24}
-    assert plain(browser.ask("何が写ってる?", picture_files[0])) == plain(told.ask("何が写ってる?", pictures[:1], **options))
+    assert plain(browser.ask("何が写ってる?", picture_files[0])) == plain(
+        told.ask("何が写ってる?", pictures[:1], **options)
+    )
     assert plain(browser.ask("何色?")) == plain(told.ask("何色?", **options))
     assert "設定" in browser.text()  # Japanese labels for a Japanese browser
     assert browser.all(".user img")

@@ -100,6 +100,10 @@ def test_blip2_folder(kind, reference, tmp_path):
     torch.testing.assert_close(query_features(ours, pixel_values), expected, rtol=0, atol=1e-5)
     notes = json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))["notes"]
     assert any("epsilon of 1e-05" in note for note in notes)
+    texts = [
+        path.read_text(encoding="utf-8") for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"
+    ]
+    assert not any(str(tmp_path) in text for text in texts)  # nothing of this machine's folders is published
 
 
 def test_sharded_blip2_needs_only_the_shards_in_use(reference, tmp_path):

@@ -25,6 +25,15 @@ def cell(seed: int) -> dict:
     return {"bytes": picture_bytes(seed), "path": f"{seed}.png"}
 
 
+def write_table(path: Path, columns: dict):
+    """Parquet as `datasets` writes it: the columns of pictures are declared in the schema's metadata."""
+    table = pa.table(columns)
+    pictures = [name for name in columns if name.startswith("image") and name != "image_id"]
+    features = {name: {"_type": "Image"} for name in pictures}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+
+
 def write_lines(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -103,7 +112,7 @@ def vg500(tmp_path) -> Path:
             qas((103, "空の色は何ですか?", "青い"), (104, "何頭いますか?", "3頭の牛")),
         ],
     }
-    pq.write_table(pa.table(rows), folder / "test-00000-of-00001.parquet")
+    write_table(folder / "test-00000-of-00001.parquet", rows)
     return folder.parent
 
 
@@ -117,7 +126,7 @@ def wild(tmp_path) -> Path:
         "question": ["ここはどこですか?", "季節はいつですか?", "何が写っていますか?"],
         "answer": ["京都の金閣寺です。", "紅葉しているので秋です。", "富士山と桜が写っています。"],
     }
-    pq.write_table(pa.table(rows), folder / "test-00000-of-00001.parquet")
+    write_table(folder / "test-00000-of-00001.parquet", rows)
     return folder
 
 
@@ -162,7 +171,7 @@ def jmmmu(tmp_path) -> Path:
         columns = {name: pa.array(column, kind) for name, column in images.items()}
         for name in ("id", "question", "options", "answer", "question_type", "explanation"):
             columns[name] = pa.array([row.get(name, "") for row in rows])
-        pq.write_table(pa.table(columns), folder / subject / "test-00000-of-00001.parquet")
+        write_table(folder / subject / "test-00000-of-00001.parquet", columns)
 
     choice, free = "multiple-choice", "open"
     question = "<image 1>と<image 2>のうち、正しいのはどれですか。"

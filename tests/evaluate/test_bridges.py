@@ -1,6 +1,7 @@
 """Answers and models in the layouts of llm-jp-eval-mm and lmms-eval; with the real packages where there are any."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 from jminigpt4.evaluate.benchmarks import parse_request, read_items
 from jminigpt4.evaluate.bridges.llm_jp import VLM, export_predictions
+from jminigpt4.evaluate.metrics.choices import accuracy
+from jminigpt4.evaluate.metrics.texts import rouge_l
 from jminigpt4.evaluate.predictions import Prediction, in_order, read_predictions
 
 
@@ -56,14 +59,67 @@ def test_the_model_answers_as_llm_jp_asks(checkpoint):
     assert isinstance(model.generate(red, "何?"), str)
 
 
-def test_llm_jp_eval_mm_reads_the_exported_answers(tmp_path, vg500):
+def test_llm_jp_eval_mm_gives_exported_answers_the_same_scores(tmp_path, vg500):
     pytest.importorskip("eval_mm", reason="llm-jp-eval-mm (Python 3.12) is not installed")
     from eval_mm.metrics.rougel_scorer import rouge_ja
 
     asked = parse_request(f"ja-vg-vqa-500:llm-jp={vg500}")
-    path = export(tmp_path, asked, read_items(asked))
+    items = read_items(asked)
+    said = ["赤い消防車です", "赤", "ＡＢＣ😀青い空", "牛が3頭いる"]
+    predictions = [Prediction(item.id, item.question, text) for item, text in zip(items, said, strict=True)]
+    path = export_predictions(tmp_path, asked, items, predictions, "model")
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
-    assert rouge_ja([row["answer"] for row in rows], [row["text"] for row in rows])["rougeL"] >= 0
+    theirs = [rouge_ja([row["answer"]], [row["text"]])["rougeL"] for row in rows]
+    ours = rouge_l(said, [item.references for item in items], "llm-jp").items
+    assert ours == pytest.approx(theirs) and 0 < min(theirs[0], theirs[2]) < 100
+
+
+def test_answers_to_jmmmu_are_read_as_llm_jp_eval_mm_reads_them():
+    pytest.importorskip("eval_mm", reason="llm-jp-eval-mm (Python 3.12) is not installed")
+    from eval_mm.metrics.jmmmu_scorer import get_score
+
+    draw = random.Random(0)
+    options = ["東京", "富士山", "Apple pie", "大 阪", "3"]
+    pieces = [
+        *"ABCDE",
+        "(A)",
+        "(E)",
+        "B.",
+        "答えは",
+        "よって、",
+        "最終的に",
+        "解答は、",
+        "回答は、",
+        "です",
+        "は",
+        "。",
+        "、",
+    ]
+    pieces += [
+        " ",
+        "\n",
+        "=",
+        "＝",
+        "12",
+        "1,200",
+        "3.50",
+        "-4",
+        "1e3",
+        "円",
+        "つ",
+        "%",
+        "富士山",
+        "apple pie",
+        "大 阪",
+    ]
+    for _ in range(3000):
+        text = draw.choice(["", " "]).join(draw.choice(pieces) for _ in range(draw.randint(0, 9)))
+        letter, value = draw.choice("ABCDE"), draw.choice(["12", "1200", "3.5", "富士山", "-4", "1000", "4円"])
+        choice = {"question_type": "multiple-choice", "options": str(options), "answer": letter}
+        free = {"question_type": "open", "options": "[]", "answer": value}
+        expected = [100 * get_score(choice, text), 100 * get_score(free, text)]
+        found = accuracy([text, text], [[letter], [value]], [options, None])
+        assert found.items.tolist() == expected, text
 
 
 def test_lmms_eval_loads_the_task_and_the_model(tmp_path, jmmmu, checkpoint):

@@ -188,9 +188,12 @@ def test_other_settings_do_not_go_on_with_old_answers(tmp_path, checkpoint, own)
 
 def test_answers_are_scored_again_without_the_model(tmp_path, checkpoint, own, monkeypatch):
     made = run(plan_for(checkpoint, own, tmp_path / "out"))
+    run(plan_for(checkpoint, own, tmp_path / "few", limit=4))
     monkeypatch.setattr(generation.Answerer, "answers", lambda *_: pytest.fail("nothing is to be generated"))
     again = run(Plan([], tmp_path / "again", answered=[tmp_path / "out/held_out/predictions.jsonl"]))
     assert again.as_dict() == made.as_dict()
+    few = run(Plan([], tmp_path / "again", answered=[tmp_path / "few/held_out/predictions.jsonl"]))
+    assert few.results[0].scores[0].n == 4
     assert made.settings["held_out"]["seed"] == 0 and made.settings["held_out"]["dtype"] == "float32"
 
 

@@ -16,13 +16,13 @@ ADDED = ("timm>=1.0.15", "torchvision==0.28.0")
 # The wheel index has torchvision for CUDA only, and vLLM comes with torch for the CPU: the operators cannot be loaded,
 # and importing it fails where it describes two of them. timm, which reads the demo's image encoder, imports it for
 # transforms that need no operator. Defined without a body, operators can be described.
-TORCHVISION_PATCH = '''
+TORCHVISION_PATCH = """
 import torch as _torch
 
 _library = _torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 
 
 def make_environment(folder: Path) -> Path:

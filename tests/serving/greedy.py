@@ -1,5 +1,5 @@
-"""Run by the environment of vLLM: `greedy.py MODEL PROMPTS.json` prints what `generate` says to each prompt, in float32,
-as JSON: the ids of the prompt and of the answer, and the seconds that each took.
+"""Run by the environment of vLLM: `greedy.py MODEL PROMPTS.json TOKENS` prints what `generate` says to each prompt, in
+float32, as JSON: the ids of the prompt and of the answer, and the seconds that each took.
 
 PROMPTS.json is a list of `{"pictures": [paths], "text": str}`; the first is asked once more beforehand, to warm up.
 """

@@ -70,7 +70,9 @@ class Client:
     """Questions to the OpenAI-compatible interface, answered greedily."""
 
     def __init__(self, address: str, model: str):
-        self._http = httpx.Client(base_url=address, timeout=600, trust_env=False, limits=httpx.Limits(max_connections=32))
+        self._http = httpx.Client(
+            base_url=address, timeout=600, trust_env=False, limits=httpx.Limits(max_connections=32)
+        )
         self._model = model
 
     def wait(self, process: subprocess.Popen, log: Path):
