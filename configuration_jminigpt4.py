@@ -123,6 +123,11 @@ def _build(config: dict | PreTrainedConfig | None, model_type: str, defaults: di
     if config is None:
         return CONFIG_MAPPING[model_type](**(defaults or {}))
     config = {"model_type": model_type, **config}
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"A part is of type {config['model_type']!r}, which transformers does not know: if it is a language model "
+            "with code of its own, call `jminigpt4.convert.trust_language_code(FOLDER)` first."
+        )
     return CONFIG_MAPPING[config["model_type"]].from_dict(config)
 
 

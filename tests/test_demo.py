@@ -35,7 +35,9 @@ def ask(demo, pictures, question: str) -> list[str]:
     model, processor = demo
     content = [{"type": "image"}, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=[[p] for p in pictures], text=[prompt] * len(pictures), return_tensors="pt", padding=True)
+    inputs = processor(
+        images=[[p] for p in pictures], text=[prompt] * len(pictures), return_tensors="pt", padding=True
+    )
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=24)[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.post_process_image_text_to_text(ids)]
 
@@ -80,6 +82,15 @@ def test_a_picture_that_is_no_drawing_gets_an_answer(demo, reference):
 
 def test_card_names_every_source():
     card = (DEMO / "README.md").read_text(encoding="utf-8")
-    for owner in ("Google", "Microsoft", "Mozilla", "EmojiOne 2", "Streamline", "Twitter", "Unicode CLDR", "Apache-2.0"):
+    for owner in (
+        "Google",
+        "Microsoft",
+        "Mozilla",
+        "EmojiOne 2",
+        "Streamline",
+        "Twitter",
+        "Unicode CLDR",
+        "Apache-2.0",
+    ):
         assert owner in card, owner
     assert "license: cc-by-4.0" in card

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import typer
 from corpus import Scene, conversation
-from drawings import PICTURE_SIZE, Drawing, read_concepts, read_drawings
+from drawings import PICTURE_SIZE, Drawing, read_concepts, read_drawings, stated_names
 from PIL import Image
 from tqdm import tqdm
 from vision import TRAINING, Views, drawings_of_pass, load_tower
@@ -31,9 +31,9 @@ from jminigpt4.train.rows import PICTURE, Picture, Row, Turn
 SEEDS = (0, 1, 2)
 ROWS = 4  # conversations about each view, which travel in one sequence
 RECIPE = Recipe(
-    learning_rate=1e-3, min_learning_rate=2e-5, warmup_learning_rate=1e-4, warmup_steps=20, epochs=1,
-    steps_per_epoch=800, weight_decay=0.01, betas=(0.9, 0.98), max_grad_norm=1.0, pictures_per_step=32,
-    pack_tokens=512, precision="fp32", log_steps=20, save_steps=80, keep_checkpoints=10,
+    learning_rate=1.5e-3, min_learning_rate=2e-5, warmup_learning_rate=1e-4, warmup_steps=10, epochs=1,
+    steps_per_epoch=420, weight_decay=0.01, betas=(0.9, 0.98), max_grad_norm=1.0, pictures_per_step=32,
+    pack_tokens=512, precision="fp32", log_steps=20, save_steps=42, keep_checkpoints=10,
 )  # fmt: skip
 
 
@@ -102,11 +102,11 @@ def query_features(model: JMiniGPT4ForConditionalGeneration, maps: torch.Tensor)
 def rows_of_pass(folder: Path, drawings: list[Drawing], number: int, coloured: np.ndarray) -> list[Row]:
     """Conversations about the views of one pass; several rows share one picture."""
     concepts = {c.name: c for c in read_concepts()}
-    names = [c.name for c in concepts.values() if c.held_out == "-"]
+    names = stated_names(drawings)
     rng, rows = np.random.default_rng([5, number]), []
     for row, position in enumerate(drawings_of_pass(drawings, number)):
         drawing = drawings[position]
-        if drawing.artist not in TRAINING or drawing.held_out != "-":
+        if drawing.artist not in TRAINING or drawing.concept not in names:
             continue
         scene = Scene(concepts[drawing.concept], drawing.colour if coloured[row] else None)
         picture = Picture(str(folder / f"{row}.png"))
@@ -137,7 +137,8 @@ def load(folder: Path, seed: int | None = None) -> tuple[JMiniGPT4ForConditional
     model = JMiniGPT4ForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
     if seed is not None:
         torch.manual_seed(seed)
-        torch.nn.init.normal_(model.model.language_projection.weight, std=0.02)
+        # As large as the embeddings among which its output will stand.
+        torch.nn.init.normal_(model.model.language_projection.weight, std=0.003)
         torch.nn.init.zeros_(model.model.language_projection.bias)
     return model, JMiniGPT4Processor.from_pretrained(folder)
 
@@ -147,39 +148,6 @@ def with_projection(model: Any, run: Path) -> Any:
     weight, bias, _ = read_projection(run)
     model.model.language_projection.load_state_dict({"weight": weight, "bias": bias})
     return model
-
-
-def contrastive_start(
-    model: Any, processor: Any, cache: FeatureCache, rows: list[Row], seed: int, steps: int = 900, batch: int = 256
-) -> None:
-    """Turns the projection towards the language model's own embeddings of the names, by cross-entropy over the
-    cosines (in the manner of BLIP-2's contrastive loss), before the language model's loss takes over.
-
-    Through the frozen language model alone the Linear finds a name in some hundred thousand rows; from here it starts
-    among its neighbours. The size of its output is that of the embeddings.
-    """
-    pictures = {row.pictures[0]: row.image_ids[0] for row in rows}
-    names = [image_id.partition(":")[0] for image_id in pictures.values()]
-    words = sorted(set(names))
-    table = model.get_input_embeddings().weight.detach()
-    ids = [processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-    targets = torch.nn.functional.normalize(torch.stack([table[i].mean(0) for i in ids]), dim=-1)
-    features = cache.features(list(pictures)).float().mean(1)
-    labels = torch.tensor([words.index(name) for name in names])
-    layer, chance = model.model.language_projection, torch.Generator().manual_seed(seed)
-    torch.nn.init.normal_(layer.weight, std=0.003, generator=chance)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=2e-3, weight_decay=0.01)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
-        chosen = torch.randint(len(features), (batch,), generator=chance)
-        cosines = torch.nn.functional.normalize(layer(features[chosen]), dim=-1) @ targets.T
-        torch.nn.functional.cross_entropy(16 * cosines, labels[chosen]).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        scale = table.norm(dim=-1).mean() / layer(features[:2000]).norm(dim=-1).mean()
-        layer.weight *= scale
-        layer.bias *= scale
 
 
 def align(
@@ -201,9 +169,10 @@ def align(
         model, processor = load(folder, seed)
         cache = FeatureCache(work / f"query-features{tower}", StoredMaps(model, processor, maps))
         cache.fill((row.pictures[0] for row in rows), pictures_per_file=4000)
-        contrastive_start(model, processor, cache, rows, seed)
         # Half precision is several times as fast here; what learns, learns in float32 all the same.
-        train(model.bfloat16(), rows, output, RECIPE.with_(seed=seed), processor=processor, cache=cache.folder)
+        model.model.language_model.bfloat16()
+        model.lm_head.bfloat16()
+        train(model, rows, output, RECIPE.with_(seed=seed), processor=processor, cache=cache.folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from drawings import plain_view, read_concepts, read_drawings
+from drawings import plain_view, read_concepts, read_drawings, stated_names
 from examine import QUESTIONS, UNSEEN, reference
 from tqdm import tqdm
 
@@ -25,8 +25,10 @@ def write_benchmark(
     concepts = {concept.name: concept for concept in read_concepts()}
     (work / name).mkdir(exist_ok=True)
     lines, numbers = [], {}
-    for drawing in tqdm(read_drawings(work / "drawings.jsonl"), desc="drawings"):
-        if drawing.artist not in (artist or UNSEEN):
+    drawings = read_drawings(work / "drawings.jsonl")
+    asked = set(stated_names(drawings)) | {c.name for c in concepts.values() if c.held_out != "-"}
+    for drawing in tqdm(drawings, desc="drawings"):
+        if drawing.artist not in (artist or UNSEEN) or drawing.concept not in asked:
             continue
         key = f"{drawing.artist}-{drawing.emoji.replace(' ', '-')}"
         numbers[key] = numbers.get(key, -1) + 1

@@ -8,28 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from drawings import ARTISTS, Drawing, read_concepts, read_drawings, render
+from drawings import ARTISTS, SAMPLES, Drawing, read_drawings, render, stated_names
 
 from jminigpt4.checkpoint import finished_folder, write_manifest
 from jminigpt4.convert import assemble
 
 SEED = 0
 SAMPLE_ARTIST, SAMPLE_SIZE = "twemoji", 320
-# Chosen before the model was trained, one of each kind; not for the answers.
-SAMPLES = {
-    "fire_engine": "消防車",
-    "apple": "りんご",
-    "penguin": "ペンギン",
-    "cat": "猫",
-    "umbrella": "傘",
-    "guitar": "ギター",
-    "carrot": "にんじん",
-    "octopus": "タコ",
-    "sunflower": "ひまわり",
-    "rocket": "ロケット",
-    "hamburger": "ハンバーガー",
-    "key": "鍵",
-}
 CARD = Path(__file__).parent / "card.md"
 PARTS = "## Parts"
 
@@ -49,7 +34,9 @@ def write_card(folder: Path, work: Path) -> None:
         f"- {a.author}: {a.licence} (npm {a.package} {a.version})" for a in ARTISTS if a.role == "train"
     )
     words = CARD.read_text(encoding="utf-8").format(
-        concepts=len(read_concepts()), artists=artists, table=(work / "table.md").read_text(encoding="utf-8").strip()
+        concepts=len(stated_names(read_drawings(work / "drawings.jsonl"))),
+        artists=artists,
+        table=(work / "table.md").read_text(encoding="utf-8").strip(),
     )
     head, _, tail = card.partition(PARTS)
     card = head.replace("license: other", "license: cc-by-4.0") + words + "\n" + PARTS + tail

@@ -52,6 +52,23 @@ ARTISTS = (
 )
 
 
+# What the sample pictures of the demo show, by file name. Chosen for their kinds, not for the answers.
+SAMPLES = {
+    "fire_engine": "消防車",
+    "apple": "りんご",
+    "penguin": "ペンギン",
+    "cat": "猫",
+    "umbrella": "傘",
+    "guitar": "ギター",
+    "carrot": "にんじん",
+    "octopus": "タコ",
+    "sunflower": "ひまわり",
+    "rocket": "ロケット",
+    "hamburger": "ハンバーガー",
+    "key": "鍵",
+}
+
+
 @dataclass(frozen=True)
 class Concept:
     """One thing that can be drawn. `held_out`: "-", "align" (unseen by the projection) or "never" (by any stage)."""
@@ -96,6 +113,21 @@ def read_drawings(path: Path) -> list[Drawing]:
     """The data set that `prepare.py` wrote, one JSON object a line."""
     with path.open(encoding="utf-8") as lines:
         return [Drawing(**json.loads(line)) for line in lines]
+
+
+def stated_names(drawings: list[Drawing], per_kind: int = 3, sets: int = 8) -> list[str]:
+    """The concepts that the projection learns: those of the samples, and of each kind the first `per_kind`, in file
+    order, that at least `sets` of the training artists have drawn and that are held out from no stage."""
+    drawn: dict[str, set[str]] = {}
+    for drawing in drawings:
+        drawn.setdefault(drawing.concept, set()).add(drawing.artist)
+    training = {artist.name for artist in ARTISTS if artist.role == "train"}
+    taken: dict[str, list[str]] = {}
+    for concept in read_concepts():
+        enough = len(drawn.get(concept.name, set()) & training) >= sets
+        if enough and concept.held_out == "-" and len(taken.setdefault(concept.kind, [])) < per_kind:
+            taken[concept.kind].append(concept.name)
+    return sorted({*SAMPLES.values(), *(name for names in taken.values() for name in names)})
 
 
 def write_drawings(drawings: list[Drawing], path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import typer
 from align import SEEDS, load, query_features, with_projection
 from corpus import Scene, caption, colour_answer, edible_answer
-from drawings import ARTISTS, Concept, Drawing, read_concepts, read_drawings
+from drawings import ARTISTS, Concept, Drawing, read_concepts, read_drawings, stated_names
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 from vision import TRAINING
@@ -71,9 +71,11 @@ class Examination:
     def __init__(self, work: Path):
         drawings = read_drawings(work / "drawings.jsonl")
         self.concepts = {c.name: c for c in read_concepts()}
-        self.work, self.places = work, [i for i, d in enumerate(drawings) if d.artist in UNSEEN]
+        stated = set(stated_names(drawings))
+        asked = [d.concept in stated or d.held_out != "-" for d in drawings]
+        self.work, self.places = work, [i for i, d in enumerate(drawings) if d.artist in UNSEEN and asked[i]]
         self.drawings = [drawings[i] for i in self.places]
-        self.seen = [i for i, d in enumerate(drawings) if d.artist in TRAINING and d.held_out == "-"]
+        self.seen = [i for i, d in enumerate(drawings) if d.artist in TRAINING and d.concept in stated]
         self.seen_drawings = [drawings[i] for i in self.seen]
 
     def maps(self, folder: str = "features") -> np.ndarray:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 import typer
-from align import SEEDS, load, with_projection
+from align import load, with_projection
 from drawings import HERE, PICTURE_SIZE, plain_view
 from examine import QUESTIONS, UNSEEN, Examination, answers, encode
 from PIL import Image, ImageDraw, ImageFont
@@ -22,7 +22,6 @@ from tqdm import tqdm
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SEED_ROWS = [f"trained projection, seed {seed}" for seed in SEEDS]
 TITLES = {"emojione-v1": "EmojiOne 1 (colour)", "twemoji": "Twemoji (colour)", "openmoji": "OpenMoji (line)"}
 RESAMPLES = 1000
 SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
@@ -52,6 +51,7 @@ class Results:
     def __init__(self, work: Path):
         self.examination = Examination(work)
         self.said = json.loads((work / "answers.json").read_text(encoding="utf-8"))
+        self.seeds = [row for row in self.said if row.startswith("trained projection, seed")]
         drawings = self.examination.drawings
         self.artists = np.array([d.artist for d in drawings])
         self.held_out = np.array([d.held_out for d in drawings])
@@ -78,8 +78,8 @@ def shown(cell: tuple[float, float, float] | None, percent: bool = True, interva
 
 def markdown(results: Results) -> str:
     """The tables as Markdown."""
-    rows = {"**trained projection** (mean of three seeds)": SEED_ROWS}
-    rows |= {row: [row] for row in results.said if row not in SEED_ROWS}
+    rows = {f"**trained projection** (mean of {len(results.seeds)} seeds)": results.seeds}
+    rows |= {row: [row] for row in results.said if row not in results.seeds}
     lines = ["| per cent exact (95 % interval); description: chrF | artist | name | category | description |"]
     lines += ["|---|---|---|---|---|"]
     for title, members in rows.items():
@@ -93,7 +93,7 @@ def markdown(results: Results) -> str:
         "| single seeds | " + " | ".join(f"{TITLES[a]}: name, category" for a in UNSEEN) + " |",
         "|---|---|---|---|",
     ]
-    for row in SEED_ROWS:
+    for row in results.seeds:
         cells = [
             ", ".join(shown(results.cell([row], q, results.where(artist)), interval=False) for q in ("name", "kind"))
             for artist in UNSEEN
@@ -104,7 +104,7 @@ def markdown(results: Results) -> str:
     for question, text in QUESTIONS.items():
         if question != "description":
             cells = [
-                f"{shown(results.cell(SEED_ROWS, question, results.where(a)))} | "
+                f"{shown(results.cell(results.seeds, question, results.where(a)))} | "
                 f"{shown(results.cell(['most frequent answer'], question, results.where(a)), interval=False)}"
                 for a in UNSEEN
             ]
@@ -113,14 +113,16 @@ def markdown(results: Results) -> str:
     for held_out, title in (("align", "unseen by the projection only"), ("never", "unseen by every stage")):
         for artist in UNSEEN:
             here = results.where(artist, held_out)
-            cells = [shown(results.cell(SEED_ROWS, q, here)) for q in ("name", "kind")] if here.any() else ["–", "–"]
+            cells = (
+                [shown(results.cell(results.seeds, q, here)) for q in ("name", "kind")] if here.any() else ["–", "–"]
+            )
             lines.append(f"| {title} | {TITLES[artist]} | {here.sum()} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def numbers(results: Results) -> dict[str, dict[str, dict[str, dict[str, list[float]]]]]:
     """`row -> artist -> held_out -> question -> [mean, low, high]`."""
-    rows = {"trained projection": SEED_ROWS} | {row: [row] for row in results.said}
+    rows = {"trained projection": results.seeds} | {row: [row] for row in results.said}
     return {
         title: {
             artist: {
@@ -162,7 +164,7 @@ def _step(checkpoint: Path) -> int:
 
 def contact_sheet(results: Results, path: Path) -> None:
     """Drawings by Twemoji, drawn at random, each with what seed 0 says: right in black, wrong in red."""
-    rng, given = np.random.default_rng(0), results.said[SEED_ROWS[0]]["name"]
+    rng, given = np.random.default_rng(0), results.said[results.seeds[0]]["name"]
     drawings, truth = results.examination.drawings, results.examination.truth("name")
     places = rng.choice(np.flatnonzero(results.where("twemoji")), SHEET_COLUMNS * SHEET_ROWS, replace=False)
     sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, SHEET_ROWS * (CELL + 22)), "white")

@@ -109,7 +109,22 @@ class Life:
         assert self.process.exitcode == 0
 
 
-def test_killed_at_any_moment_ends_bit_equal(make_model, processor, captions, tmp_path):
+def test_killed_at_any_moment_ends_bit_equal():
+    """In a process of its own: autograd cannot be used in a fork of a process that has used it."""
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"{__file__}::test_killed_in_a_fresh_process"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "FRESH_PROCESS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert child.returncode == 0, child.stdout[-3000:]
+    assert "1 passed" in child.stdout
+
+
+@pytest.mark.skipif("FRESH_PROCESS" not in os.environ, reason="run by the test above, in a process of its own")
+def test_killed_in_a_fresh_process(make_model, processor, captions, tmp_path):
     """Moments lie anywhere: while a run starts, between steps, and while a checkpoint is written."""
     steps = 4 * KILLS + 4
     recipe = RECIPE.with_(epochs=steps, keep_checkpoints=1)
