@@ -1,0 +1,134 @@
+# Copyright 2026 The jminigpt4 authors.
+#
+# Licensed under the MIT License; you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     https://opensource.org/license/mit
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of Japanese MiniGPT-4: one picture encoder, one Q-Former, one language model."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+from transformers.utils import auto_docstring
+
+# Saving writes only the class that was saved; a checkpoint must name all the doors it can be opened through.
+AUTO_MAP = {
+    "AutoConfig": "configuration_jminigpt4.JMiniGPT4Config",
+    "AutoModel": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",
+    "AutoProcessor": "processing_jminigpt4.JMiniGPT4Processor",
+    "AutoImageProcessor": "processing_jminigpt4.JMiniGPT4ImageProcessor",
+}
+
+# rinna/japanese-gpt-neox-3.6b, config.json. Two of its values differ from the defaults of `GPTNeoXConfig` in ways
+# that change every logit: the whole head is rotated, and attention and MLP follow one another.
+JAPANESE_GPT_NEOX_3_6B = {
+    "vocab_size": 32000,
+    "hidden_size": 2816,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 22,
+    "intermediate_size": 11264,
+    "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+    "use_parallel_residual": False,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
+
+
+@auto_docstring(custom_intro="Configuration of a [`JMiniGPT4ForConditionalGeneration`].")
+@strict
+class JMiniGPT4Config(PreTrainedConfig):
+    r"""
+    vision_config (`dict` or `PreTrainedConfig`, *optional*):
+        The image encoder: a `Blip2VisionConfig` (default: EVA ViT-g, 39 layers of 1408) or a `TimmWrapperConfig`.
+    qformer_config (`dict` or `Blip2QFormerConfig`, *optional*):
+        The Q-Former (default: 12 layers of 768). `encoder_hidden_size` follows the image encoder where that states a
+        hidden size, and has to be given with a `TimmWrapperConfig`, which states none.
+    text_config (`dict` or `PreTrainedConfig`, *optional*):
+        The language model: any causal one of transformers (default: rinna/japanese-gpt-neox-3.6b).
+    num_query_tokens (`int`, *optional*, defaults to 32):
+        Number of query tokens, which is the number of image tokens that stand for one picture.
+    image_token_id (`int`, *optional*, defaults to 6):
+        Id of the image token, inside the embedding table. The default is rinna's `[MASK]`, a piece the language model
+        never learnt; `jminigpt4 convert` appends a token of its own, `<ImageHere>`, and writes its id here.
+    vision_layernorm_eps (`float`, *optional*, defaults to 1e-05):
+        Epsilon of the layer norm between image encoder and Q-Former (LAVIS `ln_vision`). It is not the epsilon of the
+        encoder's blocks, which is 1e-6.
+    lm_head_bias (`bool`, *optional*, defaults to `False`):
+        Whether the head of the language model has a bias.
+
+    Example:
+
+    ```python
+    >>> from jminigpt4 import JMiniGPT4Config
+
+    >>> config = JMiniGPT4Config()
+    >>> config.text_config.hidden_size, config.qformer_config.hidden_size, config.num_query_tokens
+    (2816, 768, 32)
+    ```"""
+
+    model_type = "jminigpt4"
+    sub_configs = {"vision_config": AutoConfig, "qformer_config": Blip2QFormerConfig, "text_config": AutoConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    num_query_tokens: int = 32
+    image_token_id: int = 6
+    vision_layernorm_eps: float = 1e-5
+    lm_head_bias: bool = False
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any):
+        self.vision_config = _build(self.vision_config, "blip_2_vision_model")
+        self.qformer_config = _build(self.qformer_config, "blip_2_qformer")
+        self.text_config = _build(self.text_config, "gpt_neox", JAPANESE_GPT_NEOX_3_6B)
+        # The sub-configs are the truth; what they state is not to be stated twice.
+        if getattr(self.vision_config, "hidden_size", None) is not None:
+            self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self._check_image_token()
+
+    def _check_image_token(self):
+        # Outside the table every look-up of a prompt would fail, deep in the model and without a name.
+        vocab_size = self.text_config.vocab_size
+        if not 0 <= self.image_token_id < vocab_size:
+            raise ValueError(
+                f"image_token_id {self.image_token_id} is outside the embedding table of {vocab_size} rows: "
+                "grow the table with `resize_token_embeddings`, or choose an id below its size."
+            )
+        if self.num_query_tokens < 1:
+            raise ValueError(f"num_query_tokens must be at least 1, got {self.num_query_tokens}.")
+
+
+def _build(config: dict | PreTrainedConfig | None, model_type: str, defaults: dict | None = None) -> PreTrainedConfig:
+    """A sub-config from what the user gave: nothing (the article's part), a `dict`, or a config."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if config is None:
+        return CONFIG_MAPPING[model_type](**(defaults or {}))
+    config = {"model_type": model_type, **config}
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"A part is of type {config['model_type']!r}, which transformers does not know: if it is a language model "
+            "with code of its own, call `jminigpt4.convert.trust_language_code(FOLDER)` first."
+        )
+    return CONFIG_MAPPING[config["model_type"]].from_dict(config)
+
+
+__all__ = ["JMiniGPT4Config"]

@@ -1,0 +1,533 @@
+# Copyright 2026 The jminigpt4 authors.
+#
+# Licensed under the MIT License; you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     https://opensource.org/license/mit
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Japanese MiniGPT-4: pictures pass a frozen image encoder, a frozen Q-Former and one trained Linear layer, and stand
+in the prompt of a frozen language model as ordinary positions.
+
+    pixel_values -> vision_model -> (vision_layernorm) -> qformer -> query features -> language_projection -> prompt
+
+Sources: the article of rinna Co., Ltd. on Japanese MiniGPT-4 (July 2023); MiniGPT-4 (arXiv:2304.10592);
+BLIP-2 (arXiv:2301.12597).
+"""
+
+import copy
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 19):
+    raise ImportError(
+        f"jminigpt4 needs transformers 5.19 or newer; found {transformers.__version__}. "
+        "Remedy: pip install -U 'transformers>=5.19,<6'"
+    )
+
+from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_jminigpt4 import JMiniGPT4Config
+
+# transformers 5.24 calls `cache` what was `past_key_values` before, in arguments as in outputs.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+
+
+@auto_docstring(custom_intro="Output of [`JMiniGPT4Model`].")
+@dataclass
+class JMiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    image_hidden_states (`torch.Tensor`, *optional*):
+        Projected query features that replaced the image tokens, `(num_images, num_query_tokens, text_hidden_size)`.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@auto_docstring(custom_intro="Output of [`JMiniGPT4ForConditionalGeneration`].")
+@dataclass
+class JMiniGPT4CausalLMOutputWithPast(CausalLMOutputWithPast):
+    r"""
+    loss (`torch.Tensor` of shape `(1,)`, *optional*):
+        Next-token loss, the mean over all labels that are not -100.
+    logits (`torch.Tensor` of shape `(batch_size, kept_positions, vocab_size)`):
+        Scores of the next token. The image token's is the lowest number of the dtype: it is never spoken.
+    image_hidden_states (`torch.Tensor`, *optional*):
+        Projected query features that replaced the image tokens, `(num_images, num_query_tokens, text_hidden_size)`.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@auto_docstring
+class JMiniGPT4PreTrainedModel(PreTrainedModel):
+    config: JMiniGPT4Config
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = [CACHE_NAME]
+    # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
+    _keep_in_fp32_modules = ["query_tokens", "qformer", "vision_layernorm", "language_projection"]
+    _modules_never_quantised = (r"(model\.)?(vision_model|vision_layernorm|qformer|language_projection)", "lm_head")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config: Any = None, **kwargs):
+        """Loads a checkpoint; see [`PreTrainedModel.from_pretrained`]. With a `BitsAndBytesConfig` only the language
+        model is quantised, unless `llm_int8_skip_modules` says otherwise: all else is small or, like the projection,
+        what the answers hang on."""
+        if getattr(quantization_config, "llm_int8_skip_modules", ()) is None:
+            quantization_config = copy.deepcopy(quantization_config)
+            quantization_config.llm_int8_skip_modules = list(cls._modules_never_quantised)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        return super().from_pretrained(*args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the language model. (The first parameter's, which is the default, may be one kept in float32.)"""
+        embeddings: Any = self.get_input_embeddings()
+        return embeddings.weight.dtype
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, JMiniGPT4Model):
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+
+@auto_docstring(custom_intro="Image encoder, Q-Former, projection and language model, without the head.")
+class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
+    def __init__(self, config: JMiniGPT4Config):
+        super().__init__(config)
+        # CODEPATH: any checkpoint loaded with flash attention; the stock Q-Former has no flash kernel to call.
+        qformer_config: Any = config.qformer_config
+        if "flash" in (qformer_config._attn_implementation or ""):
+            qformer_config._attn_implementation = "sdpa"
+        encoder_size = config.qformer_config.encoder_hidden_size
+        # CODEPATH: EVA ViT-g of BLIP-2 (rinna's and MiniGPT-4's checkpoints) here; the demo's EfficientNet-Lite2 and
+        # any other timm model below.
+        if config.vision_config.model_type == "blip_2_vision_model":
+            self.vision_model = Blip2VisionModel._from_config(config.vision_config)
+            # The encoder's own last norm is LAVIS's `ln_vision`; it must not inherit the epsilon of the blocks.
+            self.vision_model.post_layernorm.eps = config.vision_layernorm_eps
+            self.vision_layernorm = nn.Identity()
+        else:
+            self.vision_model = AutoModel.from_config(config.vision_config)
+            self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        embedding_size = self.language_model.get_input_embeddings().embedding_dim
+        self.language_projection = nn.Linear(config.qformer_config.hidden_size, embedding_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def freeze(self):
+        """Leaves the projection as the only thing that learns (article, section on training)."""
+        self.requires_grad_(False)
+        self.language_projection.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """Sets the training mode, but leaves frozen parts in eval: a frozen Q-Former or language model with dropout
+        (rinna's 4b has 0.1) would blur what the projection learns from."""
+        super().train(mode)
+        for part in (self.vision_model, self.vision_layernorm, self.qformer, self.language_model):
+            if mode and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        if mode:
+            for layer in self.language_model.modules():
+                # A layer recomputes its activations only while in training mode; its dropouts stay in eval.
+                if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                    layer.training = True
+        return self
+
+    def get_query_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Pictures to query features, the output of the Q-Former (BLIP-2, section 3.1): all that can be computed once
+        per picture, before the projection.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_images, 3, height, width)`):
+                Pictures as the image processor makes them.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to stretch the position embeddings to pictures of another size than the encoder's.
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(num_images, num_query_tokens, 768)`;
+            `hidden_states` and `attentions` of the image encoder when asked for. No graph is kept when the parts are
+            frozen.
+
+        Raises:
+            ValueError: A picture's size is not the encoder's and `interpolate_pos_encoding` is off.
+        """
+        parts = (self.vision_model, self.vision_layernorm, self.qformer)
+        learns = self.query_tokens.requires_grad or any(p.requires_grad for part in parts for p in part.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            encoded = self._encode(pixel_values, interpolate_pos_encoding, **kwargs)
+            image_embeds = self.vision_layernorm(self._as_tokens(encoded.last_hidden_state))
+            image_embeds = image_embeds.to(self.query_tokens.dtype)
+            query_embeds = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
+            query_outputs = self.qformer(
+                query_embeds=query_embeds, encoder_hidden_states=image_embeds, return_dict=True
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=query_outputs.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def _encode(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs) -> Any:
+        if not isinstance(self.vision_model, Blip2VisionModel):
+            return self.vision_model(pixel_values, do_pooling=False, return_dict=True)
+        size = self.config.vision_config.image_size
+        # The stock encoder cuts the position embeddings of a smaller picture without a word.
+        if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != (size, size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])} but the image encoder expects {(size, size)}: "
+                "set the image processor's `size`, or pass `interpolate_pos_encoding=True`."
+            )
+        return self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+
+    def _as_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """`(n, tokens, channels)` as it is; a timm feature map, either layout, flattened to it row by row."""
+        if features.ndim == 3:
+            return features
+        channels_last = features.shape[-1] == self.config.qformer_config.encoder_hidden_size
+        return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+
+    @can_return_tuple
+    @auto_docstring(custom_intro="Pictures, or query features computed before, to embeddings of the language model.")
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
+            Output of `get_query_features`, in the place of `pixel_values`.
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `pooler_output` holds the projected features,
+            `(num_images, num_query_tokens, text_hidden_size)`; `last_hidden_state` the query features.
+        """
+        if pixel_values is not None and query_features is None:
+            outputs: Any = self.get_query_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        elif pixel_values is None and query_features is not None:
+            expected = tuple(self.query_tokens.shape[1:])
+            if query_features.ndim != 3 or tuple(query_features.shape[1:]) != expected:
+                raise ValueError(
+                    f"query_features must be of shape (num_images, {expected[0]}, {expected[1]}), "
+                    f"got {tuple(query_features.shape)}."
+                )
+            outputs = BaseModelOutputWithPooling(last_hidden_state=query_features)
+        else:
+            raise ValueError("Give exactly one of `pixel_values` and `query_features`.")
+        # A quantised projection has integer weights: only a floating point dtype may be copied from it.
+        dtype = self.language_projection.weight.dtype
+        features = outputs.last_hidden_state.to(self.language_projection.weight.device)
+        features = features.to(dtype) if dtype.is_floating_point else features
+        outputs.pooler_output = self.language_projection(features)
+        return outputs
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Positions of the image tokens, `bool` of shape `(batch_size, sequence_length, 1)`.
+
+        Raises:
+            ValueError: The prompts hold more or fewer image tokens than there are image features.
+        """
+        if input_ids is None:
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        num_tokens, num_features = mask.sum(), image_features.shape[0] * image_features.shape[1]
+        torch_compilable_check(
+            num_tokens == num_features,
+            lambda: (
+                f"The prompts hold {int(num_tokens)} image tokens but the pictures give {num_features} features "
+                f"({image_features.shape[0]} pictures of {image_features.shape[1]}): a picture needs its placeholder."
+            ),
+        )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    def _check_rows(self, input_ids: torch.LongTensor):
+        """Whole pictures in every prompt: totals alone would let one prompt take part of another's picture."""
+        counts = (input_ids == self.config.image_token_id).sum(-1)
+        torch_compilable_check(
+            (counts % self.config.num_query_tokens == 0).all(),
+            lambda: (
+                f"Every picture stands for {self.config.num_query_tokens} image tokens, "
+                f"but the prompts of this batch hold {counts.tolist()}."
+            ),
+        )
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | JMiniGPT4ModelOutputWithPast:
+        r"""
+        query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
+            Output of `get_query_features`, in the place of `pixel_values`.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the positions seen before.
+        cache (`Cache`, *optional*):
+            The same under the name it has since transformers 5.24; both are taken on every version.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        images = (mm_encoder_outputs or {}).get("image")
+        if sum(given is not None for given in (pixel_values, query_features, images)) > 1:
+            raise ValueError("Give the pictures once: as pixel_values, query_features or mm_encoder_outputs.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        if pixel_values is not None or query_features is not None:
+            if input_ids is not None:
+                self._check_rows(input_ids)
+            images = self.get_image_features(
+                pixel_values, query_features, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True
+            )
+        if images is not None:
+            image_features = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+        elif input_ids is not None and input_ids.shape[1] > 1:
+            # One token is a step of decoding, where the image token cannot occur; there no check slows it down.
+            num_tokens = (input_ids == self.config.image_token_id).sum()
+            torch_compilable_check(
+                num_tokens == 0,
+                lambda: f"The prompts hold {int(num_tokens)} image tokens but 0 pictures were given.",
+            )
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **{CACHE_NAME: past_key_values if cache is None else cache},
+            **kwargs,
+        )
+        image_hidden_states = images.pooler_output if images is not None else None
+        return JMiniGPT4ModelOutputWithPast(**outputs, image_hidden_states=image_hidden_states)
+
+
+@auto_docstring(custom_intro="Japanese MiniGPT-4: the model that answers.")
+class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_in.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: JMiniGPT4Config):
+        super().__init__(config)
+        self.model = JMiniGPT4Model(config)
+        # Where a language model's embeddings are narrower than its blocks (OPT-350m), so is the input of its head.
+        head_size = getattr(config.text_config, "word_embed_proj_dim", config.text_config.hidden_size)
+        self.lm_head = nn.Linear(head_size, config.text_config.vocab_size, bias=config.lm_head_bias)
+        # Every family has its own name for the embeddings that the head may share.
+        embeddings = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        self.post_init()
+        # The mask in `forward` is what forbids the image token; this tells candidate generators of it in advance.
+        self.generation_config.suppress_tokens = [config.image_token_id]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def freeze(self):
+        """Leaves the projection as the only thing that learns; see [`JMiniGPT4Model.freeze`]."""
+        self.requires_grad_(False)
+        self.model.freeze()
+
+    def get_query_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """Query features of pictures, `(num_images, num_query_tokens, qformer_hidden_size)`, to be kept and given in
+        the place of `pixel_values` as often as wanted; see [`JMiniGPT4Model.get_query_features`]."""
+        outputs: Any = self.model.get_query_features(pixel_values, interpolate_pos_encoding)
+        return outputs.last_hidden_state
+
+    @auto_docstring
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
+            Output of `get_query_features`, in the place of `pixel_values`.
+        """
+        return self.model.get_image_features(
+            pixel_values, query_features, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | JMiniGPT4CausalLMOutputWithPast:
+        r"""
+        query_features (`torch.Tensor` of shape `(num_images, num_query_tokens, qformer_hidden_size)`, *optional*):
+            Output of `get_query_features`, in the place of `pixel_values`.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the positions seen before.
+        cache (`Cache`, *optional*):
+            The same under the name it has since transformers 5.24; both are taken on every version.
+
+        Example:
+
+        ```python
+        >>> from PIL import Image
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        >>> model = AutoModelForImageTextToText.from_pretrained("demo", trust_remote_code=True)
+        >>> processor = AutoProcessor.from_pretrained("demo", trust_remote_code=True)
+        >>> content = [{"type": "image", "image": Image.open("drawing.png")}, {"type": "text", "text": "何色?"}]
+        >>> inputs = processor.apply_chat_template(
+        ...     [{"role": "user", "content": content}],
+        ...     add_generation_prompt=True,
+        ...     tokenize=True,
+        ...     return_dict=True,
+        ...     return_tensors="pt",
+        ... )
+        >>> processor.post_process_image_text_to_text(model.generate(**inputs)[:, inputs["input_ids"].shape[1] :])
+        ```"""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            query_features=query_features,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        # A picture is nothing the model can say. Masked, the token also leaves the softmax of the loss, which is then
+        # that of the language model as it was before the token joined its vocabulary.
+        logits[..., self.config.image_token_id] = torch.finfo(logits.dtype).min
+
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        passed_on = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return JMiniGPT4CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
+        """Lets `generate` take query features where it takes pictures: it would drop them unread."""
+        query_features = model_kwargs.pop("query_features", None)
+        if model_kwargs.get("pixel_values") is None:
+            model_kwargs.pop("pixel_values", None)  # `None` would be encoded
+        elif query_features is not None:
+            raise ValueError("Give the pictures once: as pixel_values or as query_features.")
+        prepared: Any = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        if query_features is not None:
+            images = self.get_image_features(query_features=query_features, return_dict=True)
+            prepared["mm_encoder_outputs"]["image"] = images
+        return prepared
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        *args,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> dict:
+        """A draft model of assisted generation is never told that its first step is one, and would lose the pictures:
+        an empty cache tells it."""
+        cache = past_key_values if cache is None else cache
+        if kwargs.get("mm_encoder_outputs") and cache is not None and not is_first_iteration:
+            is_first_iteration = cache.get_seq_length() == 0
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            *args,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **{CACHE_NAME: cache},
+            **kwargs,
+        )
+
+    def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
+        """Continuous batching, for text only: it takes token ids and would answer about a picture it never saw.
+
+        Raises:
+            ValueError: A prompt holds image tokens.
+        """
+        for index, ids in enumerate(inputs):
+            if self.config.image_token_id in ids:
+                raise ValueError(
+                    f"Prompt {index} holds image tokens, but generate_batch passes no pictures to the model: "
+                    "use generate(), which takes batches with pictures."
+                )
+        return super().generate_batch(inputs, *args, **kwargs)
+
+
+__all__ = ["JMiniGPT4ForConditionalGeneration", "JMiniGPT4Model", "JMiniGPT4PreTrainedModel"]
