@@ -29,7 +29,7 @@ def write_samples(drawings: list[Drawing], folder: Path) -> None:
 
 
 def answer_greedily(folder: Path) -> None:
-    """The prompt format's defaults draw answers at random, as suits a model of billions; this one is to say its best."""
+    """The prompt format's defaults draw answers at random, as suits a model of billions; this one is greedy."""
     settings = GenerationConfig.from_pretrained(folder)
     plain = GenerationConfig(
         bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id,
