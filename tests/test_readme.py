@@ -21,7 +21,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 def test_both_languages_have_the_same_code_and_sections():
     english, japanese = READMES
-    for language in ("bash", "python", "text"):
+    for language in ("bash", "sh", "python", "text"):
         assert blocks(english, language) == blocks(japanese, language)
     depths = [re.findall(r"^(#+) ", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE) for name in READMES]
     assert depths[0] == depths[1]
