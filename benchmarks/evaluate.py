@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,8 +115,9 @@ def plain_loop(
     for item in items:
         image = Image.open(io.BytesIO(item.pictures[0].read()))
         content = [{"type": "image", "image": image}, {"type": "text", "text": item.question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
+        messages: list[Any] = [{"role": "user", "content": content}]
+        inputs: Any = processor.apply_chat_template(
+            messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -215,7 +215,7 @@ class Contenders:
         known = [*self.model.parameters(), *self.model.buffers(), self.pixels, self.features]
         with LiveBytes(known) as live:
             loss = step()
-        layer = self.model.model.language_projection
+        layer: Any = self.model.model.language_projection
         gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).double()
         self.model.zero_grad(set_to_none=True)
         return loss, gradient, live.peak
