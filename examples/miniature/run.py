@@ -1,4 +1,4 @@
-"""The whole recipe, from raw drawings to `demo/`: about two hours on two cores, and it goes on where it was stopped.
+"""The whole recipe, from raw drawings to `demo/`; it goes on where it was stopped.
 
 `python run.py WORK` runs the stages below one after another, two at a time where they do not wait for one another.
 npm is needed for the first; everything else is installed by
@@ -18,10 +18,10 @@ from drawings import HERE
 STEPS = (
     ("prepare.py",),
     ("vision.py", "pretrain_language.py"),
-    ("pretrain_qformer.py", "vision.py --random --passes 3"),
-    ("align.py --seed 0", "pretrain_qformer.py --random --passes 3 --epochs 4"),
-    ("align.py --seed 1", "pretrain_language.py --family llama --steps 2400"),
-    ("align.py --seed 2", "pretrain_language.py --family gpt2 --steps 2400"),
+    ("pretrain_qformer.py", "vision.py --random --passes 2"),
+    ("align.py --seed 0", "pretrain_qformer.py --random --passes 2 --epochs 3"),
+    ("align.py --seed 1", "pretrain_language.py --family llama --steps 5600"),
+    ("align.py --seed 2", "pretrain_language.py --family gpt2 --steps 5600"),
     ("align.py --random --seed 0", "everything.py"),
     ("align.py --family llama --seed 0", "align.py --family gpt2 --seed 0"),
     ("examine.py",),
