@@ -48,6 +48,12 @@ def test_folder_is_whole_and_small():
     assert {file.stem for file in (DEMO / "samples").iterdir()} == set(SAMPLES)
 
 
+def test_carries_the_code_of_this_version():
+    for name in ("configuration", "modeling", "processing"):
+        file = f"{name}_jminigpt4.py"
+        assert (DEMO / file).read_bytes() == (DEMO.parent / file).read_bytes(), f"{file}: build the demo anew"
+
+
 def test_names_the_samples(demo):
     pictures = [Image.open(DEMO / "samples" / f"{name}.png") for name in SAMPLES]
     said = ask(demo, pictures, "何が写ってる?")
