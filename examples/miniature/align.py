@@ -91,7 +91,6 @@ class StoredMaps(PictureEncoder):
         return query_features(self.model, pixel_values.float())
 
 
-@torch.no_grad()
 def query_features(model: JMiniGPT4ForConditionalGeneration, maps: torch.Tensor) -> torch.Tensor:
     """Feature maps `(n, tokens, channels)` -> query features `(n, queries, size)` by the model's own parts."""
     core = model.model
@@ -169,7 +168,7 @@ def align(
         model, processor = load(folder, seed)
         cache = FeatureCache(work / f"query-features{tower}", StoredMaps(model, processor, maps))
         cache.fill((row.pictures[0] for row in rows), pictures_per_file=4000)
-        # Half precision is several times as fast here; what learns, learns in float32 all the same.
+        # The frozen part in half precision; what learns, learns in float32 all the same.
         model.model.language_model.bfloat16()
         model.lm_head.bfloat16()
         train(model, rows, output, RECIPE.with_(seed=seed), processor=processor, cache=cache.folder)
