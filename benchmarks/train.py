@@ -4,13 +4,16 @@
     python benchmarks/train.py                  the same, more repeats, eight questions a picture as well
     python benchmarks/train.py --true-scale     EVA ViT-g and a language model of 3.6 billion, bfloat16: 12 GB, minutes
                                                 (--pictures 1 --kinds captions: the figures of docs/training.md)
+    python benchmarks/train.py --count          no race: operations at both scales, counted without computing: seconds
 
 One step is forward and backward with only the projection learning. All contenders share one set of random weights and
-take turns in one process; times are CPU seconds of the process, medians over the repeats. The last line is JSON:
+take turns in one process; times are CPU seconds of the process, medians over the repeats. `operations` is the same
+ratio of the floating point operations that torch counts, which no busy machine can blur. The last line is JSON:
 `ratio` is the article's time over ours, `gradient_relative_error` ours against the article's.
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -33,12 +37,15 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4.train.last_layer import only_at, position_wise_parts
 from jminigpt4.train.loss import PackLoss
 from jminigpt4.train.packing import IGNORED, EncodedGroup, EncodedRow, Packer
 
 BOS, EOS, FIRST_WORD = 2, 3, 10
 # Tokens of the article's prompt before and after the picture: "<s>ユーザー: <IMG>" and "</IMG><NL>システム: ".
 BEFORE, AFTER = 7, 13
+# Attention looks at a whole pack: two pictures with five captions lie together, those with eight questions alone.
+PACK_TOKENS = 256
 
 
 def make_config(true_scale: bool) -> JMiniGPT4Config:
@@ -162,7 +169,7 @@ def padded(groups: list[EncodedGroup]) -> dict[str, torch.Tensor]:
 class Contenders:
     """The ways to take one step on the same rows; each returns the mean loss over supervised tokens."""
 
-    def __init__(self, model: JMiniGPT4ForConditionalGeneration, groups: list[EncodedGroup], pack_tokens: int):
+    def __init__(self, model: JMiniGPT4ForConditionalGeneration, groups: list[EncodedGroup]):
         config = model.config
         size = config.vision_config.image_size
         self.model, self.blip2, self.loss = model, as_blip2(model), PackLoss(model)
@@ -170,7 +177,7 @@ class Contenders:
         self.pixels = torch.randn(len(groups), 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
         self.batch = padded(groups)
         prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
-        self.packs = Packer(config.image_token_id, config.num_query_tokens, pack_tokens, prefix).pack(groups)
+        self.packs = Packer(config.image_token_id, config.num_query_tokens, PACK_TOKENS, prefix).pack(groups)
         self.targets = sum(len(pack.targets) for pack in self.packs)
         with torch.no_grad():
             self.features = model.get_query_features(self.pixels)
@@ -209,16 +216,77 @@ class Contenders:
             features = self.model.get_query_features(self.pixels)
         return self._packed(features)
 
-    def gradient(self, step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Loss and projection gradient of a step, and the most bytes that it held besides weights and inputs."""
+    def gradient(self, step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Loss and projection gradient of a step, the most bytes that it held besides weights and inputs, and its
+        floating point operations, counted by torch."""
         self.model.zero_grad(set_to_none=True)
         known = [*self.model.parameters(), *self.model.buffers(), self.pixels, self.features]
-        with LiveBytes(known) as live:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as operations, LiveBytes(known) as live:
             loss = step()
         layer: Any = self.model.model.language_projection
         gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).double()
         self.model.zero_grad(set_to_none=True)
-        return loss, gradient, live.peak
+        return loss, gradient, live.peak, operations.get_total_flops()
+
+
+def attention_operations(query: torch.Size, key: torch.Size, *rest: Any, **options: Any) -> int:
+    """Two products of matrices, `(batch, heads, length, size)`."""
+    return 4 * math.prod(query) * key[-2]
+
+
+def attention_backward_operations(gradient: torch.Size, query: torch.Size, key: torch.Size, *rest, **options) -> int:
+    """Five of them."""
+    return 10 * math.prod(query) * key[-2]
+
+
+# How CPUs compute attention, which torch's counter of operations does not know by itself.
+CPU_ATTENTION: dict[Any, Callable] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_operations,
+}
+
+
+def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[str, float]:
+    """The article's operations over ours, counted on tensors without content. Left out: the projection, and attention
+    to the seven constant tokens before the picture."""
+    with torch.device("meta"):
+        model = JMiniGPT4ForConditionalGeneration(config)
+    model.freeze()
+    groups = make_rows(kind, pictures, config, seed=0)
+    prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
+    packs = Packer(config.image_token_id, config.num_query_tokens, PACK_TOKENS, prefix).pack(groups)
+    rows, length = padded(groups)["input_ids"].shape
+    article = _encoder_operations(model, rows) + _language_operations(model, rows, length)
+    ours = sum(_language_operations(model, 1, len(pack.input_ids), len(pack.supervised.unique())) for pack in packs)
+    fresh = ours + _encoder_operations(model, pictures)
+    return {"operations_ratio": article / ours, "operations_ratio_no_cache": article / fresh}
+
+
+def _encoder_operations(model: JMiniGPT4ForConditionalGeneration, pictures: int) -> int:
+    size = model.config.vision_config.image_size
+    with FlopCounterMode(display=False) as operations:
+        model.get_query_features(torch.empty(pictures, 3, size, size, device="meta"))
+    return operations.get_total_flops()
+
+
+def _language_operations(
+    model: JMiniGPT4ForConditionalGeneration, rows: int, length: int, supervised: int | None = None
+) -> int:
+    """Forward and backward; with `supervised`, logits and the last layer at so many positions only."""
+    parts = position_wise_parts(model.model.language_model) if supervised else []
+    positions = torch.arange(supervised or length, device="meta")
+    size = model.config.text_config.hidden_size
+    embeddings = torch.empty(rows, length, size, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as operations:
+        with only_at(parts, positions, length):
+            output = model(
+                inputs_embeds=embeddings,
+                attention_mask=torch.empty(rows, 1, length, length, device="meta"),
+                position_ids=torch.arange(length, device="meta")[None],
+                logits_to_keep=positions,
+            )
+        output.logits.sum().backward()
+    return operations.get_total_flops()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -264,7 +332,7 @@ def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, di
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name, step in steps.items():
         start = time.process_time()
-        loss, gradient, peak = contenders.gradient(step)
+        loss, gradient, peak, operations = contenders.gradient(step)
         if not repeats:
             seconds[name].append(time.process_time() - start)
         expected_loss, expected = (loss, gradient) if expected is None else (expected_loss, expected)
@@ -273,6 +341,7 @@ def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, di
             "loss_relative_error": abs(loss - expected_loss).item() / expected_loss.item(),
             "gradient_relative_error": ((gradient - expected).norm() / expected.norm()).item(),
             "activation_gb": peak / 1e9,
+            "operations": operations,
         }
     for _ in range(repeats):
         for name, step in steps.items():
@@ -281,23 +350,33 @@ def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, di
             seconds[name].append(time.process_time() - start)
     for name in names:
         results[name]["cpu_seconds"] = statistics.median(seconds[name])
-        results[name]["ratio"] = statistics.median(
-            first / own for first, own in zip(seconds[names[0]], seconds[name], strict=True)
-        )
+        ratios = [first / own for first, own in zip(seconds[names[0]], seconds[name], strict=True)]
+        results[name] |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        results[name]["operations_ratio"] = results[names[0]]["operations"] / results[name]["operations"]
     return results
 
 
 def report(kind: str, results: dict[str, dict[str, float]], contenders: Contenders):
     largest = max(sum(len(pack.input_ids) for pack in contenders.packs), 1)
     print(f"\n{kind}: {contenders.rows} rows, {contenders.batch['input_ids'].numel()} tokens padded, {largest} packed")
-    print(f"{'':16}{'CPU s':>9}{'ratio':>8}{'rows/GB':>9}{'loss error':>12}{'gradient error':>16}")
+    print(f"{'':14}{'CPU s':>8}{'ratio':>7}{'spread':>13}{'operations':>12}{'rows/GB':>9}{'loss':>10}{'gradient':>10}")
     for name, result in results.items():
         rows = contenders.rows if "ours" not in name else contenders.rows / len(contenders.packs)
         result["rows_per_gb"] = rows / result["activation_gb"]
         print(
-            f"{name:16}{result['cpu_seconds']:9.2f}{result['ratio']:8.2f}{result['rows_per_gb']:9.1f}"
-            f"{result['loss_relative_error']:12.1e}{result['gradient_relative_error']:16.1e}"
+            f"{name:14}{result['cpu_seconds']:8.2f}{result['ratio']:7.2f}"
+            f"{result['least']:8.2f}-{result['most']:4.2f}{result['operations_ratio']:12.2f}"
+            f"{result['rows_per_gb']:9.1f}{result['loss_relative_error']:10.1e}{result['gradient_relative_error']:10.1e}"
         )
+
+
+def count(kinds: list[str], pictures: int):
+    summary: dict[str, dict] = {}
+    for scale, kind in itertools.product(("reduced", "true"), kinds):
+        ratios = count_operations(make_config(scale == "true"), kind, pictures)
+        print(f"{scale} scale, {kind}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+        summary.setdefault(scale, {})[kind] = ratios
+    print(json.dumps(summary))
 
 
 def main():
@@ -307,8 +386,11 @@ def main():
     parser.add_argument("--pictures", type=int, default=2, help="pictures in a step")
     parser.add_argument("--repeats", type=int, help="timed rounds; 0: the round that counts memory is timed")
     parser.add_argument("--kinds", nargs="+", choices=["captions", "questions"], help="what to race on")
+    parser.add_argument("--count", action="store_true", help="count operations at both scales and compute nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.count:
+        return count(options.kinds or ["captions", "questions"], options.pictures)
     usual = 3 if options.quick else 0 if options.true_scale else 7
     repeats = usual if options.repeats is None else options.repeats
     config = make_config(options.true_scale)
@@ -319,12 +401,16 @@ def main():
     names = ["article", "hf_blip2", "ours", "ours_no_cache"]
     summary = {"language_model_parameters": parameters, "dtype": str(dtype).removeprefix("torch.")}
     for kind in options.kinds or (["captions"] if options.quick else ["captions", "questions"]):
-        contenders = Contenders(model, make_rows(kind, options.pictures, config, seed=0), pack_tokens=1024)
+        contenders = Contenders(model, make_rows(kind, options.pictures, config, seed=0))
         results = race(contenders, names, repeats)
         report(kind, results, contenders)
         summary[kind] = {
             "ratio": results["ours"]["ratio"],
+            "ratio_spread": [results["ours"]["least"], results["ours"]["most"]],
             "ratio_no_cache": results["ours_no_cache"]["ratio"],
+            "ratio_no_cache_spread": [results["ours_no_cache"]["least"], results["ours_no_cache"]["most"]],
+            "operations_ratio": results["ours"]["operations_ratio"],
+            "operations_ratio_no_cache": results["ours_no_cache"]["operations_ratio"],
             "ratio_to_hf_blip2": results["hf_blip2"]["cpu_seconds"] / results["ours"]["cpu_seconds"],
             "gradient_relative_error": results["ours"]["gradient_relative_error"],
             "rows_per_gb_ratio": results["ours"]["rows_per_gb"] / results["article"]["rows_per_gb"],

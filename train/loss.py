@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
+from .last_layer import only_at, position_wise_parts
 from .packing import Pack, attention_mask
 
 
@@ -41,17 +42,23 @@ class PackLoss(nn.Module):
         pictures = {}
         if query_features is not None and len(pack.pictures):
             pictures["query_features"] = query_features[pack.pictures]
-        logits = self.model(
-            input_ids=pack.input_ids[None],
-            attention_mask=self._mask(pack),
-            position_ids=pack.position_ids[None],
-            past_key_values=self._prefix_cache(pack.prefix) if pack.prefix else None,
-            use_cache=bool(pack.prefix),
-            logits_to_keep=pack.supervised,
-            **pictures,
-        ).logits[0]
-        loss = cross_entropy(logits.float(), pack.targets, reduction="none")
+        loss = cross_entropy(self._logits(pack, pictures).float(), pack.targets, reduction="none")
         return loss if pictures else loss + nothing
+
+    def _logits(self, pack: Pack, pictures: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the model says at the supervised positions, `(n, vocabulary)`."""
+        cache = self._prefix_cache(pack.prefix) if pack.prefix else None
+        parts = position_wise_parts(self.model.model.language_model)
+        with only_at(parts, pack.supervised.unique(), len(pack.input_ids)):
+            return self.model(
+                input_ids=pack.input_ids[None],
+                attention_mask=self._mask(pack),
+                position_ids=pack.position_ids[None],
+                past_key_values=cache,
+                use_cache=bool(pack.prefix),
+                logits_to_keep=pack.supervised,
+                **pictures,
+            ).logits[0]
 
     def _mask(self, pack: Pack):
         implementation = self.model.config.text_config._attn_implementation
