@@ -42,7 +42,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object in
     import torch
 
     packages = ("torch", "torchvision", "transformers", "accelerate", "timm", "safetensors", "huggingface-hub")
-    packages += ("tokenizers", "pillow", "bitsandbytes", "peft", "datasets", "gradio")
+    packages += ("tokenizers", "pillow", "bitsandbytes", "peft", "datasets", "gradio", "llama-cpp-python")
     facts = {"jminigpt4": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in packages:
         try:

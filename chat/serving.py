@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import DEMO
+from .. import DEMO, JMiniGPT4Processor
 from ..configuration_jminigpt4 import AUTO_MAP
 from .loading import be_quiet, checkpoint_config
 from .pictures import PictureLimits, open_bytes
@@ -182,8 +182,25 @@ async def _refuse(send: Send, status: int, message: str):
     await send({"type": "http.response.body", "body": body})
 
 
+def request_options(model: str | None) -> dict[str, Any]:
+    """What a client of vLLM adds to each request: the engine computes the head itself, where the image token is not
+    masked, and takes neither `suppress_tokens` nor stop strings from a checkpoint.
+
+    Returns:
+        `logit_bias` against the image token, and `stop` where the prompt format has stop strings.
+
+    Raises:
+        ValueError, OSError: The model is none of Japanese MiniGPT-4, or cannot be read.
+    """
+    name = str(model or DEMO)
+    options: dict[str, Any] = {"logit_bias": {str(checkpoint_config(name).image_token_id): -100}}
+    stop_strings = JMiniGPT4Processor.get_processor_dict(name)[0].get("stop_strings")
+    return {**options, "stop": list(stop_strings)} if stop_strings else options
+
+
 def vllm_command(model: str | None, host: str, port: int) -> str:
-    """The shell command that serves a checkpoint with vLLM's Transformers modelling backend.
+    """The shell command that serves a checkpoint with vLLM's Transformers modelling backend, and in a comment the
+    [`request_options`].
 
     Raises:
         ValueError, OSError: The model is none of Japanese MiniGPT-4, or cannot be read.
@@ -199,4 +216,5 @@ def vllm_command(model: str | None, host: str, port: int) -> str:
     words += ["--max-model-len", str(window)] if window else []
     words += ["--limit-mm-per-prompt", json.dumps({"image": PictureLimits().max_pictures})]
     words += ["--allowed-media-domains", NO_HOST, "--host", host, "--port", str(port)]
-    return "VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 " + shlex.join(words)
+    options = json.dumps(request_options(name), ensure_ascii=False)
+    return f"VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 {shlex.join(words)}\n# with each request: {options}"

@@ -12,16 +12,18 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
 
 from ..modeling_jminigpt4 import CACHE_NAME
 from ..processing_jminigpt4 import JMiniGPT4Processor
 from .answer import AnswerText, StopAtMark, StopOnRequest, TokenQueue
 from .fast import compiled_decoding, crop, static_cache
+from .llama_cpp import LlamaCppForConditionalGeneration
 from .pictures import Picture
 from .turns import Messages, Prompts, Turn, messages_of, read_messages
 
 MAX_NEW_TOKENS = 256  # where the checkpoint's generation config names no number
+DEFAULT_WINDOW = 2048  # positions llama.cpp makes room for where the language model states no context window
 
 
 class ChatSession:
@@ -66,9 +68,10 @@ class ChatSession:
         self._persona = persona or None
         self._prompts = Prompts(processor)
         self._query_features: dict[str, torch.Tensor] = {}
-        self._cache: DynamicCache | StaticCache | None = None
+        self._cache: Cache | None = None
         self._compile_config = compiled_decoding() if fast else None
-        self._new_cache()
+        if fast:
+            self._new_cache()  # to learn at once that there can be none
         self._cached: list[Hashable] = []
         self._stop = threading.Event()
         self._speaking: threading.Thread | None = None
@@ -123,9 +126,9 @@ class ChatSession:
 
     def stop(self):
         """Ends the answer that is being streamed, if any, and waits until the model is silent."""
-        if self._speaking is not None:
+        if (speaking := self._speaking) is not None:
             self._stop.set()
-            self._speaking.join()
+            speaking.join()
             self._speaking = None
         self._stop.clear()
 
@@ -322,7 +325,9 @@ class ChatSession:
         self._cache, self._cached = cache, [*identities, *generated][: int(cache.get_seq_length())]
         return self._until_eos(generated, options)
 
-    def _new_cache(self) -> DynamicCache | StaticCache:
+    def _new_cache(self) -> Cache:
+        if isinstance(self.model, LlamaCppForConditionalGeneration):
+            return self.model.new_cache(self._window() or DEFAULT_WINDOW)
         if self._compile_config is None:
             return DynamicCache()
         if (window := self._window()) is None:
@@ -332,7 +337,7 @@ class ChatSession:
     def _window(self) -> int | None:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def _cropped(self, identities: list[Hashable]) -> tuple[DynamicCache | StaticCache, int]:
+    def _cropped(self, identities: list[Hashable]) -> tuple[Cache, int]:
         """The cache, cropped to what it has in common with `identities`, and its length: at least one position short
         of them, since the first token is chosen from the last one's logits. The session has none until it is put back:
         a failure half-way leaves no cache that nobody knows the contents of."""
@@ -354,6 +359,9 @@ class ChatSession:
         behind = self._shown(turns, rows[0][common:])
         shown = self._shown(turns, rows[0])
         cache = DynamicCache()
+        if isinstance(self.model, LlamaCppForConditionalGeneration):
+            own = sum(len(row) - common + options["max_new_tokens"] for row in rows)
+            cache = self.model.new_cache(common + own, len(rows))
         if common:
             prefix = self._inputs([rows[0][:common]], shown[: len(shown) - len(behind)])
             self.model(**prefix, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
@@ -378,7 +386,7 @@ class ChatSession:
         self,
         inputs: dict[str, torch.Tensor],
         options: dict[str, Any],
-        cache: DynamicCache | StaticCache | None,
+        cache: Cache | None,
         streamer: TokenQueue | None,
     ) -> torch.LongTensor:
         """New tokens, `(rows, new_length)`."""

@@ -33,6 +33,7 @@ class Settings:
         hosts: Hosts from which pictures may be fetched.
         device, dtype, bits: As in `load_checkpoint`.
         fast: Whether to compile the decoding, in bfloat16 unless `dtype` says otherwise; see `fast.py`.
+        int8, gguf: As in `load_checkpoint`.
     """
 
     model: str | None = None
@@ -49,6 +50,8 @@ class Settings:
     dtype: str | None = None
     fast: bool = False
     bits: int | None = None
+    int8: bool = False
+    gguf: Path | None = None
 
     def open_session(self, on_forget: Callable[[list[Turn]], None] | None = None) -> ChatSession:
         """Loads the checkpoint, quietly, and begins the conversation.
@@ -57,10 +60,11 @@ class Settings:
             ValueError, OSError: As `load_checkpoint` and `load_transcript`.
         """
         be_quiet()
-        if self.fast and self.bits:
-            raise ValueError("Give --fast or --bits, not both: quantised weights are not compiled.")
+        ways = {"--fast": self.fast, "--bits": self.bits, "--int8": self.int8, "--gguf": self.gguf}
+        if len(given := [name for name, value in ways.items() if value]) > 1:
+            raise ValueError(f"Give one of {' and '.join(given)}, not both: each is a way of its own to decode.")
         dtype = self.dtype or ("bfloat16" if self.fast else None)
-        model, processor = load_checkpoint(self.model or DEMO, self.device, dtype, self.bits)
+        model, processor = load_checkpoint(self.model or DEMO, self.device, dtype, self.bits, self.int8, self.gguf)
         if self.seed is not None:
             torch.manual_seed(self.seed)
         examples = read_transcript(self.examples) if self.examples else []

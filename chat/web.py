@@ -40,10 +40,15 @@ TEXTS = {
         "length": "Length of answers (tokens)",
     },
 }
-# The button behind a picture's download link would send the picture to a site on the Internet.
-NO_SHARING = ".download-link + button { display: none; }"
+# The button behind a picture's download link would send the picture to a site on the Internet. A picture shown is to
+# leave room for what is said about it.
+STYLE = """
+.download-link + button { display: none; }
+[data-testid="user"] .image-frame img { max-height: 10rem; width: auto; }
+"""
 FORGOTTEN = "会話が長くなったので、古い部分を忘れました。 The oldest turns are forgotten: the context window is full."
 EVICTED = "会話を続けられません。最初からになります。 The conversation is no longer there; this is a new one."
+WITHDRAWN = "答える前に止めました。質問は編集するとまた聞けます。 Stopped before an answer; edit it to ask again."
 EXAMPLE_QUESTION = "何が写ってる?"
 
 
@@ -54,10 +59,12 @@ class Visitor:
     Args:
         session: Its conversation.
         forgotten: How many of the oldest turns made room; the page shows them still.
+        files: Uploads of the questions, by the place of the question among the messages of the page.
     """
 
     session: ChatSession
     forgotten: int = 0
+    files: dict[int, list[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -128,8 +135,10 @@ def build_page(
         try:
             visitor = visitors[str(request.session_hash)]
             follow_page(visitor, history, gradio.Info)
+            visitor.files[len(history)] = message["files"]
             text = ""
-            for piece in visitor.session.stream(message["text"] or "", uploads(message["files"], limits), **options):
+            pictures = uploads(message["files"], limits)
+            for piece in visitor.session.stream(message["text"] or "", pictures, **options):
                 text += piece
                 yield text
         except (ValueError, OSError) as error:
@@ -139,13 +148,15 @@ def build_page(
         visitors.leave(str(request.session_hash))
 
     i18n: Any = gradio.I18n(**TEXTS)
-    page = gradio.ChatInterface(
+    page = _interface_class(visitors)(
         answer,
         multimodal=True,
         chatbot=gradio.Chatbot(
             show_label=False,
             height="min(60vh, 640px)",
             placeholder=i18n("about"),
+            # In one bubble with a picture, an edited question is never sent by the page.
+            group_consecutive_messages=False,
             # Not "share": it would send the conversation and its pictures to a site on the Internet.
             buttons=["copy", "copy_all"],
         ),
@@ -165,6 +176,8 @@ def build_page(
         api_visibility="private",
         delete_cache=(600, 7200),
     )
+    with page:
+        page.textbox.stop(tell_withdrawn, [page.chatbot], None, api_visibility="private")
     page.unload(leave)
     for block in page.blocks.values():
         _refuse_addresses(block)
@@ -187,7 +200,7 @@ def launch(page: "gradio.ChatInterface", host: str, port: int, limits: PictureLi
         share=False,
         max_file_size=(limits or PictureLimits()).max_bytes,
         footer_links=[],
-        css=NO_SHARING,
+        css=STYLE,
         enable_monitoring=False,
         ssr_mode=False,
         i18n=gradio.I18n(**TEXTS),
@@ -209,20 +222,31 @@ def serve_page(settings: Settings, host: str, port: int):
         page.block_thread()
 
 
-def uploads(files: list[str], limits: PictureLimits) -> list[Image.Image]:
+def uploads(files: list[str | dict[str, Any]], limits: PictureLimits) -> list[Image.Image]:
     """Uploaded files to pictures that are not decoded yet.
 
+    Args:
+        files: Paths; of a question asked again, gradio's `FileData` with the path.
+        limits: What is refused.
+
     Raises:
-        ValueError: There are too many, or one breaks the limits; it is called by its number, not by its path.
+        ValueError: There are too many, one is no upload, or one breaks the limits; it is called by its number, not by
+            its path.
     """
+    from gradio.utils import get_upload_folder
+
+    folder = Path(get_upload_folder()).resolve()
     if len(files) > limits.max_pictures:
         raise ValueError(f"{len(files)} pictures at once; at most {limits.max_pictures} are taken.")
     pictures = []
     for number, file in enumerate(files, 1):
         name = f"picture {number}"
-        if Path(file).stat().st_size > limits.max_bytes:
+        path = Path(file["path"] if isinstance(file, dict) else file).resolve()
+        if not path.is_relative_to(folder):
+            raise ValueError(f"{name} was not uploaded.")
+        if path.stat().st_size > limits.max_bytes:
             raise ValueError(f"{name} has more than {limits.max_bytes:,} bytes.")
-        pictures.append(open_bytes(Path(file).read_bytes(), name, limits))
+        pictures.append(open_bytes(path.read_bytes(), name, limits))
     return pictures
 
 
@@ -242,8 +266,41 @@ def follow_page(visitor: Visitor, history: list[dict[str, Any]], tell: Callable[
         tell(EVICTED)
         visitor.forgotten = answered
         kept = 0
+    visitor.files = {place: files for place, files in visitor.files.items() if place < len(history)}
     while len(visitor.session.turns) > kept:
         visitor.session.undo()
+
+
+def tell_withdrawn(shown: list[dict[str, Any]]):
+    """Tells a visitor who stopped before the first word that the question, though shown, is not in the conversation.
+
+    Args:
+        shown: Messages of the page.
+    """
+    import gradio
+
+    if shown and shown[-1]["role"] == "user":
+        gradio.Info(WITHDRAWN)
+
+
+def _interface_class(visitors: Visitors) -> type["gradio.ChatInterface"]:
+    import gradio
+
+    class PictureChatInterface(gradio.ChatInterface):
+        """gradio's, with questions that keep their pictures when edited, and are taken back one by one."""
+
+        def _edit_message(self, history: Any, edit_data: gradio.EditData, request: gradio.Request) -> Any:
+            # The page sends the new words alone, and has dropped the pictures of the question when it does.
+            kept, _, text = super()._edit_message(history, edit_data)
+            files = visitors[str(request.session_hash)].files.get(len(kept), [])
+            return kept, kept, {"text": text, "files": files}
+
+        def _pop_last_user_message(self, history: Any) -> Any:
+            # A question that got no answer is not to be merged with the one after it.
+            last = max((index for index, message in enumerate(history) if message["role"] == "user"), default=0)
+            return history[:last], super()._pop_last_user_message(history[last:])[1]
+
+    return PictureChatInterface
 
 
 def _sampling_inputs(session: ChatSession, settings: Settings, i18n: Any) -> list[Any]:

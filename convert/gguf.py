@@ -57,8 +57,9 @@ def write_gguf(
     opened = open_source(source)
     if opened.layout is not OWN:
         raise ValueError(f"{source} ({opened.layout.name}) is no folder of jminigpt4.")
-    config: Any = JMiniGPT4Config.from_dict(opened.config).text_config
-    _check_model(config, source)
+    whole = JMiniGPT4Config.from_dict(opened.config)
+    config: Any = whole.text_config
+    _check_model(config, whole.lm_head_bias, source)
     temporary = path.with_name(f".{path.name}.unfinished")
     try:
         _write(gguf, temporary, opened, config, gguf.GGMLQuantizationType[kind], progress)
@@ -68,7 +69,7 @@ def write_gguf(
     return path
 
 
-def _check_model(config: PreTrainedConfig, source: str | os.PathLike):
+def _check_model(config: PreTrainedConfig, head_bias: bool, source: str | os.PathLike):
     if config.model_type != "gpt_neox":
         raise ValueError(
             f"The language model of {source} is of type {config.model_type!r}; only GPT-NeoX is written here. For "
@@ -76,6 +77,11 @@ def _check_model(config: PreTrainedConfig, source: str | os.PathLike):
         )
     if config.hidden_act not in ("gelu", "gelu_new", "gelu_fast"):
         raise ValueError(f"llama.cpp computes GPT-NeoX with GELU; the language model has {config.hidden_act!r}.")
+    if head_bias or not config.attention_bias:
+        raise ValueError(
+            "llama.cpp computes GPT-NeoX with biases in its attention and without one in its head; the language "
+            f"model of {source} has {'one in its head' if head_bias else 'none in its attention'}."
+        )
     kind = config.rope_parameters.get("rope_type", "default")
     if kind not in ("default", "linear"):
         raise ValueError(f"The rotary embedding is scaled by {kind!r}, which is not written to GGUF here.")
@@ -85,7 +91,7 @@ def _write(gguf: Any, path: Path, source: Source, config: PreTrainedConfig, kind
     names = _names(gguf, source, config)
     writer = gguf.GGUFWriter(path, "gptneox")
     _write_settings(gguf, writer, source, config, kind)
-    for key, name in names.items():
+    for name, key in names.items():
         shape = source.weights.shape(key)
         form = _form(gguf, shape, kind)
         stored = shape if form in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16) else None
@@ -99,7 +105,7 @@ def _write(gguf: Any, path: Path, source: Source, config: PreTrainedConfig, kind
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     try:
-        for key in tqdm(names, desc="GGUF", unit="tensor", disable=hidden(progress)):
+        for key in tqdm(names.values(), desc="GGUF", unit="tensor", disable=hidden(progress)):
             tensor = source.weights.read(key)
             check_finite(key, tensor)
             if ".query_key_value." in key:
@@ -111,7 +117,8 @@ def _write(gguf: Any, path: Path, source: Source, config: PreTrainedConfig, kind
 
 
 def _names(gguf: Any, source: Source, config: PreTrainedConfig) -> dict[str, str]:
-    """Name of every tensor of the language model, ours to GGUF's."""
+    """Every tensor of the language model, GGUF's name to ours. A head that shares the embeddings is there a second
+    time: llama.cpp asks for it."""
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPTNEOX, config.num_hidden_layers)
     names = {}
     for key in source.weights.matching(source.layout.parts["language"]):
@@ -119,9 +126,9 @@ def _names(gguf: Any, source: Source, config: PreTrainedConfig) -> dict[str, str
         name = known.get_name(theirs, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ValueError(f"{key} has no place in a GGUF file of a GPT-NeoX.")
-        names[key] = name
+        names[name] = key
     if config.tie_word_embeddings:
-        names.pop("lm_head.weight", None)
+        names["output.weight"] = names["token_embd.weight"]
     return names
 
 

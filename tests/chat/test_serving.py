@@ -163,7 +163,10 @@ def test_serve_needs_a_checkpoint(tmp_path):
 
 
 def test_vllm_command(checkpoint):
-    words = shlex.split(serving.vllm_command(str(checkpoint), "127.0.0.1", 8000))
+    command, _, comment = serving.vllm_command(str(checkpoint), "127.0.0.1", 8000).partition("\n")
+    asked = {"logit_bias": {"512": -100}, "stop": ["<NL>ユーザー:"]}
+    assert comment.startswith("# ") and json.loads(comment[comment.index("{") :]) == asked
+    words = shlex.split(command)
     assert words[:4] == ["VLLM_MEDIA_URL_ALLOW_REDIRECTS=0", "vllm", "serve", str(checkpoint.resolve())]
     options = dict(zip(words[4::1], words[5::1], strict=False))
     auto_map = json.loads(options["--hf-overrides"])["auto_map"]

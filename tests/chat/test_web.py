@@ -1,11 +1,13 @@
 """The web page: what its functions do, and what a visitor sees in a real browser."""
 
 import importlib.util
+import json
 import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,6 +19,9 @@ from jminigpt4.chat.settings import Settings
 from jminigpt4.chat.turns import Turn
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'jminigpt4[chat]'")
+
+OPTIONS = {"do_sample": False, "max_new_tokens": 24}
+IMAGES = "[data-testid=user] img"
 
 
 def asked(question: str) -> dict:
@@ -77,17 +82,22 @@ def test_visitors_have_their_own_conversations(chat_model, processor):
     assert visitors["a"].session.turns == []
 
 
-def test_uploads_are_limited(picture_files, tmp_path):
+def test_uploads_are_limited(picture_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(picture_files[0].parent))
     files = [str(file) for file in picture_files]
     assert [picture.size for picture in web.uploads(files, PictureLimits())] == [(40, 30)] * 3
     with pytest.raises(ValueError, match="3 pictures at once; at most 2"):
         web.uploads(files, PictureLimits(max_pictures=2))
     with pytest.raises(ValueError, match="picture 1 has more than 10 bytes"):
         web.uploads(files, PictureLimits(max_bytes=10))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     (tmp_path / "evil.png").write_bytes(b"%!PS (%pipe%id) (r) file")
-    with pytest.raises(ValueError, match="picture 2 is not a picture") as raised:
-        web.uploads([files[0], str(tmp_path / "evil.png")], PictureLimits())
+    with pytest.raises(ValueError, match="picture 1 is not a picture") as raised:
+        web.uploads([{"path": str(tmp_path / "evil.png")}], PictureLimits())
     assert str(tmp_path) not in str(raised.value)
+    for outside in (files[0], f"{tmp_path}/../{picture_files[0].parent.name}/{picture_files[0].name}"):
+        with pytest.raises(ValueError, match="picture 1 was not uploaded"):
+            web.uploads([outside], PictureLimits())
 
 
 PICTURE = {"orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
@@ -111,24 +121,32 @@ def test_requests_that_name_addresses(page, tmp_path):
     sources = (str(secret), f"http://127.0.0.1:{inner.server_port}/a.png", f"file://{secret}")
     with httpx.Client(base_url=page, timeout=60, trust_env=False) as client:
         config = client.get("config").json()
-        boxes = [each["id"] for each in config["components"] if each["type"] == "multimodaltextbox"]
-        takers = [each for each in config["dependencies"] if set(boxes) & set(each["inputs"])]
+        kinds = {each["id"]: each["type"] for each in config["components"]}
+        takers = [
+            each
+            for each in config["dependencies"]
+            if {"multimodaltextbox", "chatbot"} & {kinds[one] for one in each["inputs"]}
+        ]
         assert takers
         uploaded = client.post("gradio_api/upload", files={"files": ("a.png", secret.read_bytes())}).json()[0]
 
         def outcomes(source: str) -> list[bool]:
-            message = {"text": "何?", "files": [{**PICTURE, "path": source}]}
+            file = {**PICTURE, "path": source}
+            sent = {
+                "multimodaltextbox": {"text": "何?", "files": [file]},
+                "chatbot": [{"role": "user", "content": [{"type": "file", "file": file}]}],
+            }
             seen = []
             for taker in takers:
                 session = f"visitor{source}{taker['id']}"
-                data = [message if each in boxes else None for each in taker["inputs"]]
+                data = [sent.get(kinds[each]) for each in taker["inputs"]]
                 body = {"data": data, "fn_index": taker["id"], "session_hash": session}
                 client.post("gradio_api/queue/join", json=body)
                 stream = client.get("gradio_api/queue/data", params={"session_hash": session}).text
                 seen.append('"success":true' in stream.replace(" ", ""))
             return seen
 
-        assert any(outcomes(uploaded))  # what the page itself does, is done
+        assert sum(outcomes(uploaded)) > 4  # what the page itself does, is done
         for source in sources:
             assert not any(outcomes(source))
     inner.shutdown()
@@ -148,18 +166,23 @@ def chromium() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def page(chat_model, processor, free_port):
-    """Address of the page, served in threads."""
+def site(chat_model, processor, free_port):
+    """Address of the page, served in threads, and its visitors."""
     session = ChatSession(chat_model, processor)
-    interface, _ = web.build_page(session, Settings(options={"do_sample": False, "max_new_tokens": 24}))
-    yield web.launch(interface, "127.0.0.1", free_port)
+    interface, visitors = web.build_page(session, Settings(options=dict(OPTIONS)))
+    yield web.launch(interface, "127.0.0.1", free_port), visitors
     interface.close()
 
 
-class Browser:
-    """A visitor with a browser."""
+@pytest.fixture(scope="module")
+def page(site) -> str:
+    return site[0]
 
-    def __init__(self, address: str):
+
+class Browser:
+    """A browser with the page; each tab is a visitor."""
+
+    def __init__(self, address: str, visitors: web.Visitors):
         from selenium import webdriver
 
         browser, driver = chromium()
@@ -171,7 +194,11 @@ class Browser:
         options.add_experimental_option("prefs", {"intl.accept_languages": "ja,en"})
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
-        self.driver.get(address)
+        self.address = address
+        self.visitors = visitors
+
+    def open(self):
+        self.driver.get(self.address)
         self.find("textarea")
 
     def wait(self, what, description: str, seconds: float = 90):
@@ -179,7 +206,7 @@ class Browser:
         while time.monotonic() < deadline:
             if found := what():
                 return found
-            time.sleep(0.1)
+            time.sleep(0.05)
         raise AssertionError(f"waited for {description}; the page says: {self.text()}")
 
     def all(self, selector: str):
@@ -188,33 +215,71 @@ class Browser:
     def find(self, selector: str):
         return self.wait(lambda: self.all(selector), selector)[0]
 
+    def press(self, selector: str, index: int = -1):
+        """Clicks a button, one of several, when nothing lies over it any more."""
+        from selenium.common.exceptions import WebDriverException
+
+        def click() -> bool:
+            try:
+                self.all(selector)[index].click()
+            except (WebDriverException, IndexError):
+                return False
+            return True
+
+        self.wait(click, selector)
+
     def text(self) -> str:
         return self.driver.execute_script("return document.body.innerText")
 
-    def answers(self) -> list[str]:
-        script = (
-            "return [...document.querySelectorAll('.message.bot, .bot.message')].map(each => each.innerText.trim())"
-        )
-        return self.driver.execute_script(script)
+    def said(self, role: str) -> list[str]:
+        """What the bubbles of a role say; pictures say nothing."""
+        script = "return [...document.querySelectorAll(`[data-testid=${arguments[0]}] .message-content`)]"
+        return self.driver.execute_script(f"{script}.map(each => each.innerText.trim())", role)
 
-    def ask(self, question: str, *files: Path) -> str:
-        """Types a question, with pictures, and returns the answer when it has been spoken to its end."""
-        before = len(self.answers())
+    def answers(self) -> list[str]:
+        return self.said("bot")
+
+    def box(self) -> str:
+        return self.find("textarea:not(.edit-textarea)").get_attribute("value")
+
+    def thumbnails(self):
+        return self.all(".thumbnail-item")
+
+    def turns(self) -> list[tuple[str, int, str]]:
+        """Question, number of pictures and answer of what the newest visitor's session holds."""
+        session = next(reversed(self.visitors._present.values())).session
+        return [(turn.question, len(turn.pictures), plain(turn.answer)) for turn in session.turns]
+
+    def submit(self, question: str, *files: Path):
+        """Types a question, with pictures, and sends it."""
         if files:
             self.find("input[type=file]").send_keys("\n".join(map(str, files)))
-            self.wait(lambda: len(self.all(".thumbnail-item, .thumbnail-image")) >= len(files), "the uploads")
-        box = self.find("textarea")
-        box.send_keys(question)
-        self.find("button.submit-button").click()
-        self.wait(lambda: len(self.answers()) > before and self.answers()[-1], "an answer")
+            self.wait(lambda: len(self.thumbnails()) >= len(files), "the uploads")
+        if question:
+            self.find("textarea").send_keys(question)
+        self.press("button.submit-button")
+
+    def finish(self, count: int) -> str:
+        """Waits until so many answers stand on the page and nothing is spoken any more; returns the last."""
+        self.wait(lambda: len(self.answers()) == count and self.answers()[-1], f"{count} answers")
         self.wait(lambda: self.all("button.submit-button") and not self.all("button.stop-button"), "the end of it")
-        return self.answers()[-1]
+        self.wait(lambda: self.find("textarea:not(.edit-textarea)").is_enabled(), "the box")
+        return plain(self.answers()[-1])
+
+    def ask(self, question: str, *files: Path) -> str:
+        count = len(self.answers()) + 1
+        self.submit(question, *files)
+        return self.finish(count)
+
+    def edit(self, index: int, question: str):
+        self.press("button[aria-label='編集']", index)
+        box = self.find("textarea.edit-textarea")
+        box.clear()
+        box.send_keys(question)
+        self.press("button[aria-label='送信']", 0)
 
     def hosts(self) -> set[str]:
         """Whom the page has asked for anything."""
-        import json
-        from urllib.parse import urlsplit
-
         events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         sent = (
             event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
@@ -222,13 +287,28 @@ class Browser:
         return {urlsplit(url).hostname or "" for url in sent if url.startswith(("http", "ws"))}
 
 
-@pytest.fixture
-def browser(request):
+@pytest.fixture(scope="module")
+def window(request):
     chromium()
-    page = request.getfixturevalue("page")
-    browser = Browser(page)
-    yield browser
-    browser.driver.quit()
+    window = Browser(*request.getfixturevalue("site"))
+    yield window
+    window.driver.quit()
+
+
+@pytest.fixture
+def browser(window) -> Browser:
+    """A visitor who comes to an empty page."""
+    window.open()
+    return window
+
+
+@pytest.fixture
+def slowly(chat_model):
+    """An event: while it is set, the model takes a second for three tokens."""
+    slow = threading.Event()
+    hook = chat_model.register_forward_pre_hook(lambda *_: time.sleep(1 / 3 if slow.is_set() else 0))
+    yield slow
+    hook.remove()
 
 
 def plain(text: str) -> str:
@@ -236,31 +316,108 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_in_a_browser(browser, page, chat_model, processor, pictures, picture_files):
-    """Upload, ask, read the streamed Japanese answer, ask on, be refused, clear; another visitor sees none of it."""
-    told = ChatSession(chat_model, processor)
-    options = {"do_sample": False, "max_new_tokens": 24}
-    assert plain(browser.ask("何が写ってる?", picture_files[0])) == plain(
-        told.ask("何が写ってる?", pictures[:1], **options)
-    )
-    assert plain(browser.ask("何色?")) == plain(told.ask("何色?", **options))
+def test_two_visitors_in_a_browser(browser, slowly, chat_model, processor, pictures, picture_files):
+    """Upload, ask, read the Japanese answer, ask on; a second visitor, at the same time, sees none of it."""
+    told, other = ChatSession(chat_model, processor), ChatSession(chat_model, processor)
+    expected = plain(told.ask("何が写ってる?", pictures[:1], **OPTIONS))
+    expected_other = plain(other.ask("何が写ってる?", pictures[1:2], **OPTIONS))
+    assert expected != expected_other
     assert "設定" in browser.text()  # Japanese labels for a Japanese browser
-    assert browser.all(".user img")
+    first = browser.driver.current_window_handle
+    slowly.set()
+    browser.submit("何が写ってる?", picture_files[0])
+    browser.wait(lambda: len(browser.answers()) == 1 and browser.answers()[0], "the first words")
+    browser.driver.switch_to.new_window("tab")
+    browser.open()
+    assert browser.answers() == [] and browser.all(IMAGES) == []
+    browser.submit("何が写ってる?", picture_files[1])  # waits in the queue
+    slowly.clear()
+    assert browser.finish(1) == expected_other
+    theirs = browser.find(IMAGES).get_attribute("src")
+    browser.driver.close()
+    browser.driver.switch_to.window(first)
+    assert browser.finish(1) == expected
+    assert [image.get_attribute("src") for image in browser.all(IMAGES)] != [theirs]
+    assert browser.ask("何色?") == plain(told.ask("何色?", **OPTIONS))
+    assert len(browser.all(IMAGES)) == 1
     sharing = [button for button in browser.all("button[aria-label='共有']") if button.is_displayed()]
     assert sharing == []  # it would send the picture to a site on the Internet
-
-    other = Browser(page)
-    try:
-        assert other.answers() == []
-        assert plain(other.ask("何色?")) == plain(ChatSession(chat_model, processor).ask("何色?", **options))
-        assert other.all(".user img") == []
-    finally:
-        other.driver.quit()
-
-    browser.find("button[aria-label='会話をクリア']").click()
-    browser.wait(lambda: not browser.answers(), "an empty page")
-    assert plain(browser.ask("何色?")) == plain(ChatSession(chat_model, processor).ask("何色?", **options))
     assert browser.hosts() <= {"127.0.0.1"}
+
+
+def test_retry_edit_undo_and_clear_in_a_browser(browser, chat_model, processor, pictures, picture_files):
+    def fresh(question: str, shown: int = 0) -> str:
+        return plain(ChatSession(chat_model, processor).ask(question, pictures[:shown], **OPTIONS))
+
+    answer = browser.ask("何が写ってる?", picture_files[0])
+    browser.press("button[aria-label='再試行']")
+    browser.wait(lambda: not browser.answers(), "the answer to go")
+    assert browser.finish(1) == answer == fresh("何が写ってる?", 1)
+    assert browser.turns() == [("何が写ってる?", 1, answer)]
+    browser.ask("何色?")
+
+    browser.edit(0, "何の仲間?")  # the first of two questions: the second goes, the picture stays
+    browser.wait(lambda: browser.said("user") == ["何の仲間?"], "the edited question")
+    answer = browser.finish(1)
+    assert answer == fresh("何の仲間?", 1) and len(browser.all(IMAGES)) == 1
+    assert browser.turns() == [("何の仲間?", 1, answer)]
+
+    second = browser.ask("何色?")
+    browser.press("button[aria-label='元に戻す']")
+    browser.wait(lambda: browser.box() == "何色?", "the question in the box")
+    assert browser.said("user") == ["何の仲間?"] and len(browser.answers()) == 1
+    browser.press("button[aria-label='元に戻す']")
+    browser.wait(lambda: browser.box() == "何の仲間?", "the first question in the box")
+    assert browser.said("user") == browser.answers() == browser.all(IMAGES) == []
+    assert len(browser.thumbnails()) == 1
+    assert browser.ask("") == answer and browser.ask("何色?") == second
+    assert browser.turns() == [("何の仲間?", 1, answer), ("何色?", 0, second)]
+
+    browser.press("button[aria-label='会話をクリア']")
+    browser.wait(lambda: not browser.answers(), "an empty page")
+    assert browser.ask("何色?") == fresh("何色?")
+    assert [question for question, _, _ in browser.turns()] == ["何色?"]
+
+
+def test_stop_in_a_browser(browser, slowly, chat_model, processor, pictures, picture_files):
+    """What was said until it was stopped stays; what was not, is not in the conversation."""
+    told = ChatSession(chat_model, processor)
+    whole = plain(told.ask("何が写ってる?", pictures[:1], **OPTIONS))
+    slowly.set()
+    browser.submit("何が写ってる?", picture_files[0])
+    browser.wait(lambda: len(browser.answers()) == 1 and browser.answers()[0], "the first words")
+    browser.press("button.stop-button")
+    slowly.clear()
+    shown = browser.finish(1)
+    assert whole.startswith(shown) and len(shown) < len(whole)
+    second = browser.ask("何色?")
+    turns = browser.turns()
+    assert [turn[:2] for turn in turns] == [("何が写ってる?", 1), ("何色?", 0)]
+    assert turns[0][2].startswith(shown) and len(turns[0][2]) < len(whole) and turns[1][2] == second
+
+    slowly.set()
+    browser.submit("何の仲間?")
+    browser.press("button.stop-button")  # before a word of it
+    browser.wait(lambda: "答える前に止めました" in browser.text(), "the notice")
+    slowly.clear()
+    browser.finish(2)
+    third = browser.ask("どこにある?")
+    assert browser.said("user") == ["何が写ってる?", "何色?", "何の仲間?", "どこにある?"]
+    assert browser.turns() == [*turns, ("どこにある?", 0, third)]
+    browser.press("button[aria-label='元に戻す']")
+    browser.wait(lambda: browser.box() == "どこにある?", "the last question alone in the box")
+
+
+def test_english_labels_in_a_browser(window):
+    agent = window.driver.execute_script("return navigator.userAgent")
+    override = "Emulation.setUserAgentOverride"
+    window.driver.execute_cdp_cmd(override, {"userAgent": agent, "acceptLanguage": "en-US,en"})
+    try:
+        window.open()
+        window.wait(lambda: "Settings" in window.text(), "English labels")
+        assert web.TEXTS["en"]["about"] in window.text() and web.TEXTS["ja"]["about"] not in window.text()
+    finally:
+        window.driver.execute_cdp_cmd(override, {"userAgent": agent, "acceptLanguage": "ja,en"})
 
 
 def test_a_hostile_upload_in_a_browser(browser, tmp_path):
@@ -268,7 +425,7 @@ def test_a_hostile_upload_in_a_browser(browser, tmp_path):
     evil.write_bytes(b"\x89PNG\r\n\x1a\n" + b"evil" * 50)
     before = len(browser.answers())
     browser.find("input[type=file]").send_keys(str(evil))
-    browser.wait(lambda: browser.all(".thumbnail-item, .thumbnail-image"), "the upload")
+    browser.wait(lambda: browser.thumbnails(), "the upload")
     browser.find("textarea").send_keys("何?")
     browser.find("button.submit-button").click()
     browser.wait(lambda: "is not a picture of a known format" in browser.text(), "the refusal")

@@ -100,6 +100,16 @@ def test_a_folder_that_generates_still_does_from_the_file(converted, exact):
         assert torch.equal(model(input_ids=ids).logits, converted.model(input_ids=ids).logits)
 
 
+def test_a_head_that_shares_the_embeddings_is_written_too(make_model, tmp_path):
+    """llama.cpp takes no GPT-NeoX without `output.weight`."""
+    model = make_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+    _, tensors, _ = read(write_gguf(tmp_path / "tied", tmp_path / "model.gguf", "float32"))
+    assert torch.equal(tensors["output.weight"], model.get_input_embeddings().weight)
+    assert torch.equal(tensors["output.weight"], tensors["token_embd.weight"])
+
+
 def test_the_verb(converted, tmp_path):
     app = Typer(pretty_exceptions_enable=False)
     app.command()(commands.convert)
@@ -117,11 +127,14 @@ def test_the_verb(converted, tmp_path):
     [
         ({"model_type": "llama"}, "only GPT-NeoX is written here"),
         ({"hidden_act": "relu"}, "computes GPT-NeoX with GELU"),
+        ({"attention_bias": False}, "has none in its attention"),
+        ({}, "has one in its head"),
     ],
 )
 def test_what_is_not_written(folder, change, match, tmp_path):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["text_config"] |= change
+    config["lm_head_bias"] = not change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=match):
         write_gguf(folder, tmp_path / "model.gguf")

@@ -25,10 +25,3 @@ def vllm_python() -> Path:
     if not python.is_file():
         pytest.fail(f"JMINIGPT4_VLLM={folder} holds no bin/python.")
     return python
-
-
-@pytest.fixture(scope="session")
-def served_model(vllm_python) -> Path:
-    from jminigpt4 import DEMO
-
-    return Path(os.environ.get("JMINIGPT4_MODEL") or DEMO)

@@ -34,7 +34,7 @@ def vllm_server(python: Path, model: str, log: Path, tensor_parallel: int = 1) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = shlex.split(vllm_command(model, host="127.0.0.1", port=port))
+    words = shlex.split(vllm_command(model, host="127.0.0.1", port=port), comments=True)
     folder = words[words.index("serve") + 1]
     options = words[words.index("serve") + 2 :]
     # The console script of the CPU build looks for a distribution called `vllm`, which it is not.
