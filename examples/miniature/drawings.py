@@ -115,7 +115,7 @@ def read_drawings(path: Path) -> list[Drawing]:
         return [Drawing(**json.loads(line)) for line in lines]
 
 
-def stated_names(drawings: list[Drawing], per_kind: int = 3, sets: int = 8) -> list[str]:
+def stated_names(drawings: list[Drawing], per_kind: int = 12, sets: int = 7) -> list[str]:
     """The concepts that the projection learns: those of the samples, and of each kind the first `per_kind`, in file
     order, that at least `sets` of the training artists have drawn and that are held out from no stage."""
     drawn: dict[str, set[str]] = {}

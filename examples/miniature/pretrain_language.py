@@ -26,8 +26,11 @@ from jminigpt4.checkpoint import finished_folder
 
 VOCABULARY = 2400
 PAD, BOS, EOS = 0, 2, 3
-STEPS, BATCH, LEARNING_RATE = 5600, 32, 2e-3
-FIRST_PHASE = 5 / 7  # of the steps; in the second phase what stands for the picture is blurred hard
+STEPS, BATCH = 6000, 32
+FIRST_PHASE = 5 / 7  # of the steps; in the second phase what stands for the picture can at times not be read any more
+LEARNING_RATES, NOISE = (1.5e-3, 5e-4), (3.0, 5.0)  # of the two phases; the noise is in sizes of a word
+OTHERS = 3
+COPY = 0.5  # how much of what it looks at an attention layer hands on in the beginning
 GROUP = 20
 NEWLINE = "<NL>"
 # The 284 bytes of rinna's tokenizer_config.json, in which only the special tokens matter.
@@ -134,61 +137,92 @@ def collate(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
     return batch
 
 
-# Three layers of 256 in the manner of each family; GPT-NeoX as rinna configured it: the whole head is rotated, and
-# attention and feed-forward follow one another.
+# One layer of 512 in the manner of each family; GPT-NeoX as rinna configured it: the whole head is rotated, and
+# attention and feed-forward follow one another. What is told has to be said again: with tied embeddings the way from
+# the one to the other is the same for every word and soon found, and through one layer it is almost linear, so that a
+# Linear can be trained through it; through two layers it learns more slowly.
 FAMILIES = {
     "gpt_neox": {
         "intermediate_size": 1024,
         "use_parallel_residual": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
     },
-    "llama": {"intermediate_size": 704, "num_key_value_heads": 4, "tie_word_embeddings": True},
-    "gpt2": {"n_inner": 1024, "tie_word_embeddings": True},
+    "llama": {"intermediate_size": 704, "num_key_value_heads": 8},
+    "gpt2": {"n_inner": 1024},
 }
 
 
 def new_model(vocabulary: int, family: str) -> PreTrainedModel:
     """A causal language model of one of the `FAMILIES`, with random weights."""
-    sizes: dict[str, Any] = {"vocab_size": vocabulary, "hidden_size": 256}
-    sizes |= {"num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "hidden_size": 512}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 8}
     sizes |= {"max_position_embeddings": 1024, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-    sizes |= {"initializer_range": 0.07, "tie_word_embeddings": False}
+    sizes |= {"initializer_range": 0.05, "tie_word_embeddings": True}
     config = AutoConfig.for_model(family, **{**sizes, **FAMILIES[family]})
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    begin_as_copier(model)
+    return model
 
 
-def blurred(embeddings: torch.Tensor, told: torch.Tensor, hard: bool) -> torch.Tensor:
+@torch.no_grad()
+def begin_as_copier(model: PreTrainedModel) -> None:
+    """Every attention layer starts out handing on what it looks at unchanged: values are an orthogonal map, and the
+    output projection is its transpose (in the manner of mimetic initialisation, arXiv:2305.09828)."""
+    size = model.config.hidden_size
+    for name, module in model.named_modules():
+        copying = torch.nn.init.orthogonal_(torch.empty(size, size))
+        if name.endswith("attention") and hasattr(module, "query_key_value"):
+            fused = module.query_key_value.weight.view(model.config.num_attention_heads, 3, -1, size)
+            fused[:, 2] = copying.view(model.config.num_attention_heads, -1, size)
+            module.dense.weight.copy_(copying.T * COPY)
+        elif hasattr(module, "v_proj"):
+            module.v_proj.weight.copy_(copying)
+            module.o_proj.weight.copy_(copying.T * COPY)
+        elif hasattr(module, "c_attn"):
+            module.c_attn.weight[:, 2 * size :] = copying.T
+            module.c_proj.weight.copy_(copying * COPY)
+
+
+def noise_at(step: int, steps: int) -> float:
+    """The greatest noise on what stands for the picture: it grows over the first two fifths of each phase."""
+    first = round(steps * FIRST_PHASE)
+    if step < first:
+        return NOISE[0] * min(1.0, step / (0.4 * first))
+    return NOISE[0] + (NOISE[1] - NOISE[0]) * min(1.0, (step - first) / (0.4 * (steps - first)))
+
+
+def blurred(embeddings: torch.Tensor, told: torch.Tensor, noise: float) -> torch.Tensor:
     """The words that stand for the picture, as a projection may put them there: never exactly words.
 
-    In half of the rows they are laid over each other, wholly or in part, since every query token looks at the same
-    picture, and noise is added, the same to all of them or to each its own. When it is `hard`, the words of two other
-    rows shine through: one Linear cannot tell some 600 things apart without a trace of their likes.
+    All query tokens look at the same picture and are much alike, so in most rows the words are laid over each other,
+    each with a weight of its own. The words of other rows shine through, since one Linear cannot tell hundreds of
+    things apart without a trace of their likes, and noise is added, up to more than can be read through: an untrained
+    projection puts nothing but noise there, and has to learn from what the model makes of it. A fifth of the rows
+    stays as it is.
 
     Args:
         embeddings: `(batch, length, hidden)`.
         told: `(batch, length)`, true where the words stand.
-        hard: Up to three times the spread of the embeddings as noise, and words of others; else up to twice.
+        noise: Its greatest standard deviation, in those of a word.
     """
     rows, length, width = embeddings.shape
     mask = told[..., None]
-    count = mask.sum(1, keepdim=True).clamp(min=1)
-    together = (embeddings * mask).sum(1, keepdim=True) / count.sqrt()
-    share = (torch.rand(rows, 1, 1) < 0.5) * torch.rand(rows, 1, 1).sqrt()
+    weights = torch.rand(rows, length, 1) * 0.5 + 0.5
+    together = (embeddings * weights * mask).sum(1, keepdim=True)
+    share = torch.rand(rows, 1, 1) ** torch.randint(0, 3, (rows, 1, 1)).sub(1).clamp(min=0)
+    shown = embeddings + share * (together - embeddings)
+    for _ in range(OTHERS):
+        shown = shown + together[torch.randperm(rows)].detach() * 0.2 * min(noise, 3) * torch.rand(rows, 1, 1)
     one, each = torch.randn(rows, 1, width), torch.randn(rows, length, width)
-    noise = torch.where(torch.rand(rows, 1, 1) < 0.5, one.expand_as(each), each)
-    noise = noise * embeddings.detach().std() * (3 if hard else 2) * torch.rand(rows, 1, 1)
-    if hard:
-        for _ in range(2):
-            noise = noise + together[torch.randperm(rows)].detach() * 0.85 * torch.rand(rows, 1, 1)
-    return torch.where(mask, embeddings + share * (together - embeddings) + noise, embeddings)
+    size = embeddings.detach()[told].std() * noise
+    shown = shown + (one * torch.rand(rows, 1, 1) + 0.3 * each * torch.rand(rows, 1, 1)) * size
+    changed = mask & (torch.rand(rows, 1, 1) > 0.2)
+    return torch.where(changed, shown, embeddings)
 
 
-def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], blur: str = "") -> torch.Tensor:
-    """Mean cross-entropy of the labelled tokens, with the picture's words as they are or [`blurred`]: `"hard"` or
-    `"mild"`."""
-    embeddings = model.get_input_embeddings()(batch["input_ids"])
-    if blur:
-        embeddings = blurred(embeddings, batch["told"], blur == "hard")
+def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], noise: float) -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens, with the picture's words [`blurred`]."""
+    embeddings = blurred(model.get_input_embeddings()(batch["input_ids"]), batch["told"], noise)
     body = getattr(model, model.base_model_prefix)
     hidden = body(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).last_hidden_state
     learnt = batch["labels"][:, 1:] != -100  # the head is a third of the work, and most positions need none
@@ -204,10 +238,17 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def rate_at(step: int, steps: int) -> float:
+    """Each phase has a schedule of its own."""
+    first = round(steps * FIRST_PHASE)
+    if step < first:
+        return learning_rate(step, first, LEARNING_RATES[0])
+    return learning_rate(step - first, steps - first, LEARNING_RATES[1])
+
+
 def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int) -> None:
     """AdamW on freshly drawn sequences; the state is written every 200 steps, and training goes on from it."""
-    first = round(steps * FIRST_PHASE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     start = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -220,14 +261,10 @@ def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int)
         if step % GROUP == 0 or step == start:  # batches of equal length: drawn together, sorted, dealt out
             drawn = sequences.group(step - step % GROUP)
         for group in optimizer.param_groups:
-            group["lr"] = (
-                learning_rate(step, first, LEARNING_RATE)
-                if step < first
-                else learning_rate(step - first, steps - first, LEARNING_RATE / 2)
-            )
+            group["lr"] = rate_at(step, steps)
         batch = collate(drawn[step % GROUP])
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, batch, ("" if step % 4 == 0 else "mild") if step < first else "hard")
+            loss = loss_of(model, batch, noise_at(step, steps))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

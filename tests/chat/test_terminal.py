@@ -261,6 +261,7 @@ def test_in_a_real_terminal(checkpoint, picture_files, chat_model, processor, pi
     child, master = pty.fork()
     if child == 0:
         status = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         try:
             sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
             terminal.run(Settings(str(checkpoint), options={"max_new_tokens": 900, "min_new_tokens": 900}))
