@@ -58,14 +58,14 @@ def test_names_the_samples(demo):
     pictures = [Image.open(DEMO / "samples" / f"{name}.png") for name in SAMPLES]
     said = ask(demo, pictures, "何が写ってる?")
     right = sum(f"{word}が写っています。" == answer for word, answer in zip(SAMPLES.values(), said, strict=True))
-    assert right >= 8, said
-    assert "ペンギンが写っています。" in said
+    assert right >= 6, said
+    assert "ハンバーガーが写っています。" in said
 
 
 def test_other_questions(demo):
-    penguin, apple = (Image.open(DEMO / "samples" / f"{name}.png") for name in ("penguin", "apple"))
-    assert ask(demo, [penguin, apple], "食べられる?") == ["いいえ、食べ物ではありません。", "はい、食べられます。"]
-    assert ask(demo, [penguin, apple], "何の仲間?") == ["鳥の仲間です。", "果物の仲間です。"]
+    key, hamburger = (Image.open(DEMO / "samples" / f"{name}.png") for name in ("key", "hamburger"))
+    assert ask(demo, [key, hamburger], "食べられる?") == ["いいえ、食べ物ではありません。", "はい、食べられます。"]
+    assert ask(demo, [key, hamburger], "何の仲間?") == ["道具の仲間です。", "食べ物の仲間です。"]
 
 
 def test_it_is_the_projection_that_does_it(demo):

@@ -53,7 +53,7 @@ def answer(command: str) -> str:
 
 def test_the_first_command_answers_quietly():
     command = blocks("README.md", "bash")[0].rpartition(".venv/bin/")[2]
-    assert "ペンギン" in answer(command)
+    assert "ハンバーガー" in answer(command)
 
 
 @pytest.mark.parametrize("name", READMES[:1])

@@ -17,7 +17,7 @@ from tqdm import trange
 
 from jminigpt4.checkpoint import finished_folder
 
-STEPS, BATCH, LEARNING_RATE = 400, 64, 5e-4
+STEPS, BATCH, LEARNING_RATE = 160, 64, 5e-4
 
 
 def sequence(processor: Any, row: Any) -> Sequence:
