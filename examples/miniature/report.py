@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 TITLES = {"emojione-v1": "EmojiOne 1 (colour)", "twemoji": "Twemoji (colour)", "openmoji": "OpenMoji (line)"}
 RESAMPLES = 1000
 SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
+DESCRIBED_KIND = "described kind"  # the second sentence of a description, said after the name
 
 
 def scores_of(given: list[str], true: list[str | None], question: str) -> np.ndarray:
@@ -59,6 +60,10 @@ class Results:
             row: {q: scores_of(given, self.examination.truth(q), q) for q, given in by_question.items()}
             for row, by_question in tqdm(self.said.items(), desc="scores")
         }
+        kinds = [f"。{kind}" for kind in self.examination.truth("kind")]
+        for row, by_question in self.said.items():
+            ends = zip(by_question["description"], kinds, strict=True)
+            self.scores[row][DESCRIBED_KIND] = np.array([float(given.endswith(kind)) for given, kind in ends])
 
     def cell(self, rows: list[str], question: str, chosen: np.ndarray) -> tuple[float, float, float] | None:
         if any(question not in self.scores[row] for row in rows):
@@ -101,14 +106,14 @@ def markdown(results: Results) -> str:
         lines.append(f"| {row.rpartition(', ')[2]} | {' | '.join(cells)} |")
     lines += ["", "| question | " + " | ".join(f"{TITLES[a]} | most frequent answer" for a in UNSEEN) + " |"]
     lines += ["|---|" + "---|---|" * len(UNSEEN)]
-    for question, text in QUESTIONS.items():
-        if question != "description":
-            cells = [
-                f"{shown(results.cell(results.seeds, question, results.where(a)))} | "
-                f"{shown(results.cell(['most frequent answer'], question, results.where(a)), interval=False)}"
-                for a in UNSEEN
-            ]
-            lines.append(f"| {text} | {' | '.join(cells)} |")
+    asked = QUESTIONS | {DESCRIBED_KIND: f"{QUESTIONS['description']}: the category in it"}
+    for question in [q for q in asked if q != "description"]:
+        cells = [
+            f"{shown(results.cell(results.seeds, question, results.where(a)))} | "
+            f"{shown(results.cell(['most frequent answer'], question, results.where(a)), interval=False)}"
+            for a in UNSEEN
+        ]
+        lines.append(f"| {asked[question]} | {' | '.join(cells)} |")
     lines += ["", "| concepts | artist | drawings | name | category |", "|---|---|---|---|---|"]
     for held_out, title in (("align", "unseen by the projection only"), ("never", "unseen by every stage")):
         for artist in UNSEEN:
@@ -128,7 +133,7 @@ def numbers(results: Results) -> dict[str, dict[str, dict[str, dict[str, list[fl
             artist: {
                 held_out: {
                     q: [round(v, 4) for v in cell]
-                    for q in QUESTIONS
+                    for q in (*QUESTIONS, DESCRIBED_KIND)
                     if (cell := results.cell(members, q, results.where(artist, held_out))) is not None
                 }
                 for held_out in ("-", "align", "never")
