@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..image_ids import read_twins
 from .benchmarks import KINDS, Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
-from .image_ids import read_twins
 from .items import Item
 from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions
 from .report import write_report

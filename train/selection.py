@@ -6,16 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..image_ids import canonical_id, coco_twin, read_twins
 from .rows import Group, Row
-
-
-def canonical_id(image_id: object, namespace: str = "coco") -> str:
-    """An image id in one spelling: `9`, `9.0`, `"000000000009"` and `"coco:9"` are all `coco:9`."""
-    text = str(image_id).strip()
-    prefix, separator, number = text.rpartition(":")
-    stem = number.removesuffix(".0").rpartition("/")[2].removesuffix(".jpg").rpartition("_")[2]
-    number = str(int(stem)) if stem.isdigit() else number
-    return f"{prefix if separator else namespace}:{number}"
 
 
 class CocoTwins:
@@ -24,13 +16,13 @@ class CocoTwins:
 
     Args:
         path: Visual Genome's `image_data.json`: `[{"image_id": …, "coco_id": … or null}]`.
+
+    Raises:
+        ValueError: The file is not `image_data.json`.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
-        self.of: dict[str, str] = {}
-        for entry in json.loads(Path(path).read_text(encoding="utf-8-sig")) if path else []:
-            if entry.get("coco_id") is not None and entry["coco_id"] == entry["coco_id"]:  # NaN is unequal to itself
-                self.of[f"vg:{entry['image_id']}"] = canonical_id(entry["coco_id"])
+        self.of = read_twins(path) if path else {}
 
     def identity(self, image_id: str) -> str:
         """One id for a picture, whichever data set it comes from: its COCO id where it has one."""
@@ -59,8 +51,8 @@ def read_ids(path: str | os.PathLike, namespace: str = "coco") -> set[str]:
         number = entry.get("image_id", entry.get("id"))
         if number is not None:
             ids.add(canonical_id(number, "vg" if beside_coco else namespace))
-        if beside_coco and entry["coco_id"] is not None and entry["coco_id"] == entry["coco_id"]:
-            ids.add(canonical_id(entry["coco_id"]))
+        if beside_coco and (twin := coco_twin(entry["coco_id"])) is not None:
+            ids.add(twin)
     if not ids:
         raise ValueError(f"{path} holds no image ids.")
     return ids
