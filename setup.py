@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"))[0]
-ROOMS = ("convert", "train", "chat", "evaluate")
+ROOMS = ("data", "inference", "convert", "train", "chat", "evaluate")
 
 
 EXTRAS = {

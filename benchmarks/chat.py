@@ -30,9 +30,9 @@ from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, pipe
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.loading import be_quiet, load_checkpoint
 from jminigpt4.convert.formats import chat_template_for, prompt_format
 from jminigpt4.convert.tokenizer import prepare_tokenizer
+from jminigpt4.inference.loading import be_quiet, load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = (

@@ -28,10 +28,10 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from jminigpt4 import DEMO, JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
 from jminigpt4.chat.fast import compiled_decoding, static_cache
-from jminigpt4.chat.llama_cpp import LlamaCppForConditionalGeneration
-from jminigpt4.chat.loading import be_quiet, load_checkpoint
 from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
 from jminigpt4.convert.gguf import write_gguf
+from jminigpt4.inference.llama_cpp import LlamaCppForConditionalGeneration
+from jminigpt4.inference.loading import be_quiet, load_checkpoint
 from jminigpt4.modeling_jminigpt4 import CACHE_NAME
 
 

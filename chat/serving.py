@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import DEMO, JMiniGPT4Processor
 from ..configuration_jminigpt4 import AUTO_MAP
-from .loading import be_quiet, checkpoint_config
+from ..inference.loading import be_quiet, checkpoint_config
 from .pictures import PictureLimits, open_bytes
 
 if TYPE_CHECKING:

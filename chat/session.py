@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
 
+from ..inference.llama_cpp import LlamaCppForConditionalGeneration
 from ..modeling_jminigpt4 import CACHE_NAME
 from ..processing_jminigpt4 import JMiniGPT4Processor
 from .answer import AnswerText, StopAtMark, StopOnRequest, TokenQueue
 from .fast import compiled_decoding, crop, static_cache
-from .llama_cpp import LlamaCppForConditionalGeneration
 from .pictures import Picture
 from .turns import Messages, Prompts, Turn, messages_of, read_messages
 

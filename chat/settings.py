@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from .. import DEMO
-from .loading import be_quiet, load_checkpoint
+from ..inference.loading import be_quiet, load_checkpoint
 from .pictures import PictureLimits, open_file, open_url
 from .session import ChatSession
 from .transcript import load_transcript, read_transcript

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..image_ids import canonical_id, coco_twin
+from ..data.ids import canonical_id, coco_twin
 from .items import Item
 
 _SPLIT = re.compile(r"(train|val|test)(2014|2017)")

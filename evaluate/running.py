@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..image_ids import read_twins
+from ..data.ids import read_twins
 from .benchmarks import KINDS, Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
 from .items import Item

@@ -7,8 +7,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
@@ -129,6 +131,68 @@ def make_processor(tokenizer):
 @pytest.fixture(scope="session")
 def processor(make_processor) -> JMiniGPT4Processor:
     return make_processor()
+
+
+def drawing(number: int) -> Image.Image:
+    """A picture of 40 x 32 pixels that no other number gives."""
+    generator = np.random.default_rng(number)
+    return Image.fromarray(generator.integers(0, 255, (32, 40, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="session")
+def draw():
+    return drawing
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    """`captions.jsonl`: eight pictures with three captions each."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = []
+    for number in range(8):
+        drawing(number).save(folder / f"{number}.png")
+        for word in ("犬", "猫がいます", "赤い車"):
+            lines.append({"image": f"{number}.png", "caption": f"{word}{number}", "image_id": f"coco:{number}"})
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def make_picture(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """A seeded picture of coloured stripes."""
+    picture = Image.new("RGB", size)
+    picture.putdata(
+        [
+            ((x * 37 + seed * 91) % 256, (x * x * seed) % 256, (x // 7 * 53 * seed) % 256)
+            for x in range(size[0] * size[1])
+        ]
+    )
+    return picture
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    return [make_picture(seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="session")
+def chat_model(make_model):
+    """The tiny model with a window of 1024 positions, which speaks 12 tokens greedily and stops at EOS."""
+    model = make_model(max_position_embeddings=1024)
+    model.generation_config.eos_token_id = 3
+    model.generation_config.max_new_tokens = 12
+    model.generation_config.do_sample = False
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(chat_model, processor, tmp_path_factory):
+    """The tiny model as a folder."""
+    folder = tmp_path_factory.mktemp("chat") / "checkpoint"
+    chat_model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

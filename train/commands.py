@@ -109,9 +109,9 @@ def features(
     """Compute the query features of pictures once, for any number of trainings."""
     from accelerate import PartialState
 
+    from ..data.readers import as_source, read_source
     from .features import FeatureCache, PictureEncoder
     from .frozen import load_model
-    from .readers import as_source, read_source
     from .recipe import Recipe
 
     sources = [as_source(each) for each in _sources(data, images) or []]
@@ -140,8 +140,8 @@ def data(
     from transformers import AutoProcessor
 
     from .. import DEMO
+    from ..data.readers import as_source, read_source
     from .inspection import inspect
-    from .readers import as_source, read_source
 
     rows = [row for source in _sources(data, images) or [] for row in read_source(as_source(source))]
     processor = AutoProcessor.from_pretrained(model or DEMO)

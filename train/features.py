@@ -25,8 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from ..data.pictures import Picture, TablePicture
 from .augmentation import random_resized_crop
-from .rows import Picture, TablePicture
 
 FINGERPRINT = "fingerprint.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

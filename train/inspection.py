@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..data.rows import PICTURE, Row
 from .features import BadPicture
 from .packing import IGNORED
-from .rows import PICTURE, Row
 from .selection import CocoTwins, exclude, read_ids
 from .steps import RowEncoder
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..data.rows import Row
 from .features import PictureEncoder
-from .rows import Row
 
 
 class Samples(TrainerCallback):

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..image_ids import canonical_id, coco_twin, read_twins
-from .rows import Group, Row
+from ..data.ids import canonical_id, coco_twin, read_twins
+from ..data.rows import Group, Row
 
 
 class CocoTwins:

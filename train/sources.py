@@ -7,11 +7,11 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..data.readers import Source, as_source, read_source
+from ..data.rows import Group, Row, group_rows
 from .features import BadPicture, FeatureCache
 from .prompts import CaptionPrompts
-from .readers import Source, as_source, read_source
 from .recipe import Recipe
-from .rows import Group, Row, group_rows
 from .selection import CocoTwins, exclude, read_ids, split
 
 

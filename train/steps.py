@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ..data.rows import Group, Row
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .order import SampleOrder, choice
 from .packing import IGNORED, EncodedGroup, EncodedRow, Pack, Packer
 from .prompts import CaptionPrompts
 from .recipe import Recipe
-from .rows import Group, Row
 
 
 @dataclass

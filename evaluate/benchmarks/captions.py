@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...image_ids import canonical_id
+from ...data.ids import canonical_id
 from ..items import Item, PictureFolders, ask, require_pictures
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...image_ids import coco_twin
+from ...data.ids import coco_twin
 from ..items import Item, Picture, PictureFolders, ask, require_pictures
 from .tables import parquet_files, rows
 

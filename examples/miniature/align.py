@@ -24,9 +24,10 @@ from vision import TRAINING, Views, drawings_of_pass, load_tower
 from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.checkpoint import finished_folder, read_projection
 from jminigpt4.convert import assemble, swap
+from jminigpt4.data.pictures import Picture
+from jminigpt4.data.rows import PICTURE, Row, Turn
 from jminigpt4.train import Recipe, train
 from jminigpt4.train.features import FeatureCache, PictureEncoder
-from jminigpt4.train.rows import PICTURE, Picture, Row, Turn
 
 SEEDS = (0, 1, 2)
 ROWS = 2  # conversations about each view, which travel in one sequence

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from jminigpt4.data.ids import canonical_id, coco_twin, read_twins
 from jminigpt4.evaluate.benchmarks import parse_request, read_items
 from jminigpt4.evaluate.contamination import benchmark_ids, image_ids, overlap
-from jminigpt4.image_ids import canonical_id, coco_twin, read_twins
 
 
 @pytest.mark.parametrize("spelt", [9, 9.0, "9", "9.0", "000000000009", "coco:9", "COCO_val2014_000000000009.jpg"])

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from jminigpt4 import DEMO
-from jminigpt4.chat.loading import load_checkpoint
 from jminigpt4.chat.serving import request_options
+from jminigpt4.inference.loading import load_checkpoint
 
 HERE = Path(__file__).parent
 MAX_NEW_TOKENS = 24

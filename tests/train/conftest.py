@@ -1,13 +1,9 @@
 """A processor that needs no files, drawings, and the tiny models' query features."""
 
 import gc
-import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -52,32 +48,6 @@ def _cheap_collections():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-def drawing(number: int) -> Image.Image:
-    """A picture of 40 x 32 pixels that no other number gives."""
-    generator = np.random.default_rng(number)
-    return Image.fromarray(generator.integers(0, 255, (32, 40, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="session")
-def draw():
-    return drawing
-
-
-@pytest.fixture
-def captions(tmp_path) -> Path:
-    """`captions.jsonl`: eight pictures with three captions each."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    lines = []
-    for number in range(8):
-        drawing(number).save(folder / f"{number}.png")
-        for word in ("犬", "猫がいます", "赤い車"):
-            lines.append({"image": f"{number}.png", "caption": f"{word}{number}", "image_id": f"coco:{number}"})
-    path = folder / "captions.jsonl"
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from jminigpt4.data.pictures import Picture
 from jminigpt4.train.features import FeatureCache, PictureEncoder
-from jminigpt4.train.rows import Picture
 
 
 @pytest.fixture(scope="module")

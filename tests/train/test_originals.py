@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4.data.pictures import Picture
+from jminigpt4.data.rows import caption_row
 from jminigpt4.train.augmentation import random_resized_crop
 from jminigpt4.train.loss import PackLoss
 from jminigpt4.train.packing import EncodedGroup, EncodedRow, Packer
 from jminigpt4.train.recipe import Recipe
-from jminigpt4.train.rows import Picture, caption_row
 from jminigpt4.train.schedule import RateSchedule
 from jminigpt4.train.steps import RowEncoder
 from jminigpt4.train.trainer import make_optimizer

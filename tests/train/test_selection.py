@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from jminigpt4.data.pictures import Picture
+from jminigpt4.data.rows import caption_row, group_rows, question_row
 from jminigpt4.train.prompts import JAPANESE, CaptionPrompts
-from jminigpt4.train.rows import Picture, caption_row, group_rows, question_row
 from jminigpt4.train.selection import CocoTwins, canonical_id, exclude, read_ids, split
 
 

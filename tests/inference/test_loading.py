@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from jminigpt4.chat.loading import load_checkpoint
 from jminigpt4.chat.settings import Settings
+from jminigpt4.inference.loading import load_checkpoint
 
 
 def test_eight_bits_are_the_language_model_only(checkpoint):

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..pictures import PictureRoots
 from ..rows import Row, caption_row
-from .roots import PictureRoots
 
 
 def coco_names(number: int) -> list[str]:

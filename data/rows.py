@@ -1,79 +1,12 @@
 """The one schema that every reader produces: a conversation, its pictures, and where it comes from."""
 
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
+
+from .pictures import Picture, TablePicture
 
 PICTURE = None
 """The part of a turn that stands for a picture; every other part is text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture that is not opened yet: a file, or `size` bytes of an archive from `offset` on."""
-
-    path: str
-    offset: int | None = None
-    size: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.path if self.offset is None else f"{self.path}@{self.offset}"
-
-    def stamp(self) -> tuple[int, int]:
-        """Size in bytes and time of modification in ns: while they stay, the content is taken to stay.
-
-        Raises:
-            OSError: The file is not there.
-        """
-        status = os.stat(self.path)
-        return (status.st_size if self.size is None else self.size), status.st_mtime_ns
-
-    def read(self) -> bytes:
-        """The bytes of the picture file.
-
-        Raises:
-            OSError: The file cannot be read.
-        """
-        with open(self.path, "rb") as file:
-            if self.offset is not None:
-                file.seek(self.offset)
-            return file.read() if self.size is None else file.read(self.size)
-
-
-@dataclass(frozen=True, slots=True)
-class TablePicture:
-    """A picture inside a table of `datasets`: cell `column` of row `row`, its `position`-th picture."""
-
-    path: str
-    row: int
-    column: str
-    position: int
-    table: Any = field(compare=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        return f"{self.path}#{self.row}.{self.position}"
-
-    def stamp(self) -> tuple[int, int]:
-        """Size of the table in bytes and its time of modification in ns.
-
-        Raises:
-            OSError: The table is not there any more.
-        """
-        status = os.stat(self.path)
-        return status.st_size, status.st_mtime_ns
-
-    def read(self) -> bytes:
-        """The bytes of the picture file, from the table or from the path that the table names.
-
-        Raises:
-            OSError: The table names a file that cannot be read.
-        """
-        cell = self.table[self.row][self.column]
-        cell = cell[self.position] if isinstance(cell, list) else cell
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

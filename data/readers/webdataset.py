@@ -5,8 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..rows import Picture, Row, caption_row
-from .roots import PictureRoots
+from ..pictures import Picture, PictureRoots
+from ..rows import Row, caption_row
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
 

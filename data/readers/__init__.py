@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..pictures import PictureRoots
 from ..rows import Row
 from .captions import read_align, read_coco_captions
 from .conversations import read_llava
 from .plain import read_imagefolder, read_jsonl, read_parquet
-from .roots import PictureRoots
 from .visual_genome import read_visual_genome
 from .webdataset import read_webdataset
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..pictures import PictureRoots
 from ..rows import Row, question_row
-from .roots import PictureRoots
 
 
 def read_visual_genome(path: Path, roots: PictureRoots, source: str) -> Iterator[Row]:

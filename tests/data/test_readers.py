@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from jminigpt4.train.readers import Source, as_source, detect, read_source
-from jminigpt4.train.rows import PICTURE, group_rows
+from jminigpt4.data.readers import Source, as_source, detect, read_source
+from jminigpt4.data.rows import PICTURE, group_rows
 
 
 def write_json(path, value):

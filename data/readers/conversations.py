@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..pictures import PictureRoots
 from ..rows import PICTURE, Row, Turn
 from .captions import coco_names
 from .plain import json_lines
-from .roots import PictureRoots
 
 ROLES = {"human": "user", "user": "user", "ユーザー": "user", "system": "system"}
 ROLES |= {"gpt": "assistant", "assistant": "assistant", "システム": "assistant"}

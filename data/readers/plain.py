@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..rows import PICTURE, Picture, Row, TablePicture, Turn, caption_row, question_row
-from .roots import PictureRoots
+from ..pictures import Picture, PictureRoots, TablePicture
+from ..rows import PICTURE, Row, Turn, caption_row, question_row
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -9,10 +9,10 @@ from PIL import Image
 
 from jminigpt4 import DEMO, cli
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
-from jminigpt4.chat.loading import load_checkpoint
 from jminigpt4.chat.settings import Settings
 from jminigpt4.convert.gguf import write_gguf
+from jminigpt4.inference.llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
+from jminigpt4.inference.loading import load_checkpoint
 
 needs_llama_cpp = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llama_cpp", "gguf")),

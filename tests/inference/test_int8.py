@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from jminigpt4.chat.int8 import Int8Linear, quantise
-from jminigpt4.chat.loading import load_checkpoint
+from jminigpt4.inference.int8 import Int8Linear, quantise
+from jminigpt4.inference.loading import load_checkpoint
 
 
 @pytest.mark.parametrize("bias", [True, False])
