@@ -1,19 +1,26 @@
-"""What a checkpoint is on disk: whole or not there at all, every file listed, the projection also as its own file."""
+"""Files and folders that are whole or not there at all, and a checkpoint among them: every file listed, the
+projection also as a file of its own."""
 
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+try:
+    import fcntl
+except ImportError:  # Windows: no such locks; there a leftover stays until it is removed by hand
+    fcntl = None
+
 MANIFEST = "SHA256SUMS"
 PROJECTION = "projection.safetensors"
+SCORES = "scores.json"  # written by `evaluate`, read by the model card
 
 
 @contextmanager
@@ -34,26 +41,95 @@ def finished_folder(path: str | os.PathLike, replace: bool = False) -> Generator
     if path.exists() and not replace and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already: choose another name or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
     try:
-        # mkdtemp makes private folders; a checkpoint gets the permissions any new folder would get.
-        os.umask(umask := os.umask(0))
-        temporary.chmod(0o777 & ~umask)
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(0o666 & ~umask)
-                _flush(file)
-        _flush(temporary)
-        _rename_over(temporary, path)
-        _flush(path.parent)
+        with _claim(temporary):
+            # mkdtemp makes private folders; a checkpoint gets the permissions any new folder would get.
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o666 & ~_umask())
+                    _flush(file)
+            _flush(temporary)
+            _rename_over(temporary, path)
+            _flush(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _flush(path: Path):
+@contextmanager
+def finished_file(path: str | os.PathLike) -> Generator[Path]:
+    """A file that appears under its name only when it is complete; what was there before gives way in that moment.
+
+    Yields the path of a temporary sibling with the same ending, to be written by whatever writes files; on success it
+    is flushed to the disk and renamed to `path`, on an error it is removed and `path` stays as it was.
+
+    Raises:
+        OSError: The folder is not there or cannot be written.
+    """
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=_unfinished(path), suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with _claim(temporary):
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(folder: str | os.PathLike, name: str = "*"):
+    """Removes from `folder` what killed processes left unfinished of files and folders called `name`, a pattern of
+    `fnmatch`, and puts back what was moved aside for it; touches nothing that a living process is writing."""
+    folder = Path(folder)
+    for leftover in folder.glob(f".{name}.unfinished-*"):
+        with suppress(BlockingIOError, FileNotFoundError), _claim(leftover, wait=False):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for aside in folder.glob(f".{name}.replaced-*"):
+        original = aside.name[1:].rpartition(".replaced-")[0]
+        if any(folder.glob(f".{original}.unfinished-*")):
+            continue  # its successor is on its way
+        if not (folder / original).exists() and (aside / original).exists():
+            os.replace(aside / original, folder / original)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> str:
+    return f".{path.name}.unfinished-"
+
+
+@contextmanager
+def _claim(path: Path, wait: bool = True) -> Generator[None]:
+    """Holds a lock on `path`, which ends with the process, however that ends: what is locked is being written."""
+    if fcntl is None:
+        if not wait:
+            raise BlockingIOError(f"{path} may be in use.")
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    os.umask(umask := os.umask(0))
+    return umask
+
+
+def _flush(path: Path):
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and writes a renamed entry through by itself
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -12,8 +12,10 @@ import torch
 
 from jminigpt4.checkpoint import (
     MANIFEST,
+    finished_file,
     finished_folder,
     read_projection,
+    remove_unfinished,
     save_projection,
     sha256,
     verify_manifest,
@@ -55,6 +57,37 @@ def test_never_overwrites_unasked(tmp_path):
         assert names(tmp_path / "out") == ["a"]
     assert names(tmp_path / "out") == ["b"]
     assert names(tmp_path) == ["out"]
+
+
+def test_a_file_appears_when_complete(tmp_path):
+    target = tmp_path / "scores.json"
+    target.write_text("old")
+    with finished_file(target) as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == ".json" and target.read_text() == "old"
+        remove_unfinished(tmp_path)  # of another process: what is being written stays
+        assert temporary.exists()
+    assert target.read_text() == "new" and names(tmp_path) == ["scores.json"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
+    with pytest.raises(RuntimeError), finished_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "new" and names(tmp_path) == ["scores.json"]
+
+
+def test_leftovers_go_and_what_was_moved_aside_comes_back(tmp_path):
+    (tmp_path / ".run.unfinished-1").mkdir()
+    (tmp_path / ".run.unfinished-1" / "half").write_text("1")
+    (tmp_path / ".scores.json.unfinished-2.json").write_text("{")
+    aside = tmp_path / ".old.replaced-3" / "old"  # killed between the two renames of `finished_folder`
+    aside.mkdir(parents=True)
+    (aside / "weights").write_text("1")
+    remove_unfinished(tmp_path, "run")
+    assert names(tmp_path) == [".old.replaced-3", ".scores.json.unfinished-2.json"]
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["old"] and (tmp_path / "old" / "weights").read_text() == "1"
 
 
 def test_killed_in_the_middle(tmp_path):
