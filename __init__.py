@@ -1,48 +1,60 @@
 """Japanese MiniGPT-4 as a Hugging Face package: importing it registers the model with transformers' Auto classes."""
 
-# A test runner may import this file under the name of the checkout folder; a second registration would then give
-# the Auto classes other classes than `import jminigpt4` gives. Only the real name does the work.
-if __name__ == "jminigpt4":
-    from pathlib import Path
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-    from transformers import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForMultimodalLM,
-        AutoProcessor,
-    )
-
+if TYPE_CHECKING:
     from .configuration_jminigpt4 import JMiniGPT4Config
     from .modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4Model
     from .processing_jminigpt4 import JMiniGPT4ImageProcessor, JMiniGPT4Processor
 
-    __version__ = "0.1.0"
+__version__ = "0.1.0"
 
-    # The embedded miniature checkpoint.
-    DEMO = Path(__file__).parent / "demo"
+# The embedded miniature checkpoint.
+DEMO = Path(__file__).parent / "demo"
 
+__all__ = [
+    "DEMO",
+    "JMiniGPT4Config",
+    "JMiniGPT4ForConditionalGeneration",
+    "JMiniGPT4ImageProcessor",
+    "JMiniGPT4Model",
+    "JMiniGPT4Processor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("JMiniGPT4") and name in __all__:
+        register()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register():
+    """Registers the model's classes with transformers' Auto classes. Importing the package does it, except in the
+    program `jminigpt4`, which does it when a verb begins."""
+    transformers = import_module("transformers")
+    modules = [import_module(f".{kind}_jminigpt4", __name__) for kind in ("configuration", "modeling", "processing")]
+    globals().update({name: getattr(module, name) for module in modules for name in __all__ if hasattr(module, name)})
+    config, model = JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
     # Two registrations each: one finds the class when a folder is loaded, the other copies its file when one is saved.
-    AutoConfig.register(JMiniGPT4Config.model_type, JMiniGPT4Config, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-        auto_class.register(JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, exist_ok=True)
-    AutoImageProcessor.register(
-        JMiniGPT4Config, image_processor_classes={"pil": JMiniGPT4ImageProcessor}, exist_ok=True
-    )
-    AutoProcessor.register(JMiniGPT4Config, JMiniGPT4Processor, exist_ok=True)
-    JMiniGPT4Config.register_for_auto_class()
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    for task in ("", "ForCausalLM", "ForImageTextToText", "ForMultimodalLM"):
+        getattr(transformers, f"AutoModel{task}").register(config, model, exist_ok=True)
+    image_processors = {"pil": JMiniGPT4ImageProcessor}
+    transformers.AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
+    transformers.AutoProcessor.register(config, JMiniGPT4Processor, exist_ok=True)
+    config.register_for_auto_class()
     JMiniGPT4Model.register_for_auto_class("AutoModel")
-    JMiniGPT4ForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    model.register_for_auto_class("AutoModelForImageTextToText")
     JMiniGPT4ImageProcessor.register_for_auto_class()
     JMiniGPT4Processor.register_for_auto_class()
 
-    __all__ = [
-        "DEMO",
-        "JMiniGPT4Config",
-        "JMiniGPT4ForConditionalGeneration",
-        "JMiniGPT4ImageProcessor",
-        "JMiniGPT4Model",
-        "JMiniGPT4Processor",
-    ]
+
+# A test runner may import this file under the name of the checkout folder; a second registration would then give the
+# Auto classes other classes than `import jminigpt4` gives. And transformers takes seconds to import, which
+# `jminigpt4 --help` need not wait for.
+if __name__ == "jminigpt4" and Path(sys.argv[0]).stem != "jminigpt4":
+    register()

@@ -1,14 +1,16 @@
-"""`jminigpt4 VERB`: the verbs of all rooms. A room's code is imported when one of its verbs is called."""
+"""`jminigpt4 VERB`: the verbs of all rooms. A room's code, torch and transformers are imported when a verb begins."""
 
+import functools
 import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, register
 from .chat import commands as chat
 from .convert import commands as convert
 from .evaluate import commands as evaluate
@@ -17,9 +19,8 @@ from .train import commands as train
 app = typer.Typer(
     name="jminigpt4",
     help="Japanese MiniGPT-4: show a picture, talk about it in Japanese.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 
@@ -63,16 +64,34 @@ VERBS = (
     evaluate.evaluate,
     env,
 )
+
+
+def _beginning(verb: Callable) -> Callable:
+    @functools.wraps(verb)
+    def begin(*args, **kwargs):
+        register()
+        return verb(*args, **kwargs)
+
+    return begin
+
+
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(_beginning(verb))
+
+
+# click's UsageError; newer versions of typer bring click along under a name of their own.
+UsageError = typer.BadParameter.__mro__[1]
 
 
 def main():
     """Runs the command line. What the user can mend is said in one line, with exit status 2."""
     try:
-        app()
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo("jminigpt4: " + " ".join(str(error).split()), err=True)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, UsageError) as error:
+        message = getattr(error, "format_message", error.__str__)()
+        typer.echo("jminigpt4: " + " ".join(message.split()), err=True)
         sys.exit(2)
 
 

@@ -18,7 +18,9 @@ PROGRAM = """
     if sys.argv[2] == "stranger":
         # An editable install answers through a finder; without it the package does not exist here.
         sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-        sys.path = [path for path in sys.path if not path.startswith("__editable__")]
+        sys.path = [
+            path for path in sys.path if not path.startswith("__editable__") and not Path(path, "jminigpt4").is_dir()
+        ]
         assert importlib.util.find_spec("jminigpt4") is None
     else:
         import jminigpt4
