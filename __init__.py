@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
 def register():
     """Registers the model's classes with transformers' Auto classes. Importing the package does it, except in the
-    program `jminigpt4`, which does it when a verb begins."""
+    programs `jminigpt4` and `llm`, where a verb or a model does it once it is called."""
     transformers = import_module("transformers")
     modules = [import_module(f".{kind}_jminigpt4", __name__) for kind in ("configuration", "modeling", "processing")]
     globals().update({name: getattr(module, name) for module in modules for name in __all__ if hasattr(module, name)})
@@ -55,6 +55,6 @@ def register():
 
 # A test runner may import this file under the name of the checkout folder; a second registration would then give the
 # Auto classes other classes than `import jminigpt4` gives. And transformers takes seconds to import, which
-# `jminigpt4 --help` need not wait for.
-if __name__ == "jminigpt4" and Path(sys.argv[0]).stem != "jminigpt4":
+# `jminigpt4 --help`, and `llm`, which imports its plugins at every start, need not wait for.
+if __name__ == "jminigpt4" and Path(sys.argv[0]).stem not in ("jminigpt4", "llm"):
     register()

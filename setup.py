@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"))[0]
-ROOMS = ("data", "inference", "convert", "train", "chat", "evaluate")
+ROOMS = ("data", "inference", "serving", "convert", "train", "chat", "evaluate")
 
 
 EXTRAS = {
@@ -20,6 +20,7 @@ EXTRAS = {
         *("sacrebleu[ja]", "unidic-lite"),
     ],
     "gguf": ["gguf>=0.19"],
+    "llm": ["llm>=0.36"],
 }
 DEV = ["hypothesis", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]
 DEV += ["transformers-mlinter", "ty"]
@@ -75,15 +76,18 @@ setup(
         "transformers>=5.19,<6",
         "typer>=0.12",
     ],
-    # llama-cpp-python compiles llama.cpp while it is installed, so developers choose it for themselves.
+    # llama-cpp-python compiles llama.cpp while it is installed, and vLLM pins its own torch: developers choose.
     extras_require={
         **EXTRAS,
         "llama": ["llama-cpp-python>=0.3.36"],
+        "vllm": ["vllm>=0.32,<0.33"],
         "dev": sorted({*DEV, *(needed for extra in EXTRAS.values() for needed in extra)}),
     },
     entry_points={
         "console_scripts": ["jminigpt4 = jminigpt4.cli:main"],
         "lmms_eval.models": ["jminigpt4 = jminigpt4.evaluate.bridges.lmms_eval:manifest"],
+        "vllm.general_plugins": ["jminigpt4 = jminigpt4.serving:register"],
+        "llm": ["jminigpt4 = jminigpt4.chat.llm_plugin"],
     },
     classifiers=[
         "Natural Language :: Japanese",

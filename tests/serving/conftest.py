@@ -1,27 +1,20 @@
-"""Tests against a real serving engine: not part of the gate, since its environment takes 3.4 GB."""
+"""Tests inside a real serving engine: not part of the gate, since its environment takes 3.4 GB."""
 
-import os
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
 
 REASON = (
-    "needs an environment with vLLM: `python tests/serving/environment.py FOLDER` makes one, then set "
-    "JMINIGPT4_VLLM=FOLDER (and JMINIGPT4_MODEL to try another checkpoint than the demo)"
+    "runs in an environment with vLLM: `python tests/serving/environment.py FOLDER` makes one, then "
+    "`FOLDER/bin/python -m pytest tests/serving` (JMINIGPT4_MODEL names another checkpoint than the demo)"
 )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "serving: runs a serving engine in an environment of its own")
+    config.addinivalue_line("markers", "vllm: runs in an environment with vLLM")
 
 
-@pytest.fixture(scope="session")
-def vllm_python() -> Path:
-    """Interpreter of the environment of vLLM."""
-    folder = os.environ.get("JMINIGPT4_VLLM")
-    if not folder:
-        pytest.skip(REASON)
-    python = Path(folder) / "bin" / "python"
-    if not python.is_file():
-        pytest.fail(f"JMINIGPT4_VLLM={folder} holds no bin/python.")
-    return python
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("vllm") and find_spec("vllm") is None:
+            item.add_marker(pytest.mark.skip(reason=REASON))
