@@ -1,5 +1,6 @@
 """The plugin inside vLLM's own process, without a server."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -76,20 +77,12 @@ def test_no_half_line_break_is_sent(detokenizer, tokenizer):
 
 
 def test_other_models_are_left_alone(plugin, detokenizer, tokenizer):
-    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
-
-    class Other:  # a tokenizer of another model
-        init_kwargs = {"processor_class": "LlavaProcessor"}
-        name_or_path = "other"
-        _tokenizer = tokenizer._tokenizer
-
-    assert type(detokenizer()) is plugin.AnswerDetokenizer
-    assert type(detokenizer(tokenizer=None)) is not plugin.AnswerDetokenizer
-    other = SimpleNamespace(sampling_params=SimpleNamespace(stop=None, min_tokens=0, include_stop_str_in_output=False))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plugin, "uses_fast_detokenizer", lambda tokenizer: True)
-        patch.setattr(plugin, "_ordinary_detokenizer", lambda tokenizer, request: FastIncrementalDetokenizer)
-        assert plugin._detokenizer(Other, other) is FastIncrementalDetokenizer
+    other = copy.copy(tokenizer)
+    other.init_kwargs = {**tokenizer.init_kwargs, "processor_class": "LlavaProcessor"}
+    assert isinstance(detokenizer(), plugin.AnswerDetokenizer)
+    for each in (detokenizer(tokenizer=other), detokenizer(tokenizer=None)):
+        assert not isinstance(each, plugin.AnswerDetokenizer)
+    assert "".join(pieces_of(detokenizer(tokenizer=other), tokenizer, "赤<NL>青")[0]) == "赤<NL>青"
 
 
 def model_config(generation: dict, source: str = "auto", override: dict | None = None, **text) -> SimpleNamespace:
