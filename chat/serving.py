@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import GenerationConfig
+
 from .. import DEMO, JMiniGPT4Processor
 from ..configuration_jminigpt4 import AUTO_MAP
 from ..inference.loading import be_quiet, checkpoint_config
@@ -182,39 +184,39 @@ async def _refuse(send: Send, status: int, message: str):
     await send({"type": "http.response.body", "body": body})
 
 
-def request_options(model: str | None) -> dict[str, Any]:
-    """What a client of vLLM adds to each request: the engine computes the head itself, where the image token is not
-    masked, and takes neither `suppress_tokens` nor stop strings from a checkpoint.
-
-    Returns:
-        `logit_bias` against the image token, and `stop` where the prompt format has stop strings.
-
-    Raises:
-        ValueError, OSError: The model is none of Japanese MiniGPT-4, or cannot be read.
-    """
-    name = str(model or DEMO)
-    options: dict[str, Any] = {"logit_bias": {str(checkpoint_config(name).image_token_id): -100}}
-    stop_strings = JMiniGPT4Processor.get_processor_dict(name)[0].get("stop_strings")
-    return {**options, "stop": list(stop_strings)} if stop_strings else options
-
-
 def vllm_command(model: str | None, host: str, port: int) -> str:
-    """The shell command that serves a checkpoint with vLLM's Transformers modelling backend, and in a comment the
-    [`request_options`].
+    """The shell command that serves a checkpoint with vLLM where this package is installed beside it (see `serving`),
+    and in comments the one for an environment without it.
 
     Raises:
         ValueError, OSError: The model is none of Japanese MiniGPT-4, or cannot be read.
     """
     name = str(model or DEMO)
     config = checkpoint_config(name)
-    is_folder = Path(name).is_dir()
-    served = Path(name).resolve().name if is_folder else name
-    words = ["vllm", "serve", str(Path(name).resolve()) if is_folder else name, "--served-model-name", served]
-    words += ["--trust-remote-code", "--model-impl", "transformers"]
-    words += ["--hf-overrides", json.dumps({"auto_map": {**VLLM_AUTO_MAP}})]
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
-    words += ["--max-model-len", str(window)] if window else []
-    words += ["--limit-mm-per-prompt", json.dumps({"image": PictureLimits().max_pictures})]
-    words += ["--allowed-media-domains", NO_HOST, "--host", host, "--port", str(port)]
-    options = json.dumps(request_options(name), ensure_ascii=False)
-    return f"VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 {shlex.join(words)}\n# with each request: {options}"
+    folder = Path(name).resolve()
+    served = [str(folder), "--served-model-name", folder.name] if folder.is_dir() else [name]
+    command = ["vllm", "serve", *served, "--host", host, "--port", str(port), "--allowed-media-domains", NO_HOST]
+    alone = ["--trust-remote-code", "--model-impl", "transformers"]
+    alone += ["--hf-overrides", json.dumps({"auto_map": VLLM_AUTO_MAP})]
+    options = json.dumps(_request_options(name, config.image_token_id), ensure_ascii=False)
+    return "\n".join(
+        (
+            shlex.join(command),
+            f"# where jminigpt4 is not installed: {shlex.join([*command, *alone])}",
+            f"# and with each request: {options}",
+        )
+    )
+
+
+def _request_options(model: str, image_token_id: int) -> dict[str, Any]:
+    """What each request must say where vLLM knows nothing of this package: it computes the head itself, where the
+    image token is not masked, samples although a checkpoint says `do_sample: false`, and takes no stop strings from
+    one."""
+    options: dict[str, Any] = {"logit_bias": {str(image_token_id): -100}}
+    try:
+        samples = GenerationConfig.from_pretrained(model).do_sample
+    except OSError:  # a checkpoint without that file
+        samples = False
+    options |= {} if samples else {"temperature": 0}
+    stop_strings = JMiniGPT4Processor.get_processor_dict(model)[0].get("stop_strings")
+    return {**options, "stop": list(stop_strings)} if stop_strings else options

@@ -163,17 +163,17 @@ def test_serve_needs_a_checkpoint(tmp_path):
 
 
 def test_vllm_command(checkpoint):
-    command, _, comment = serving.vllm_command(str(checkpoint), "127.0.0.1", 8000).partition("\n")
-    asked = {"logit_bias": {"512": -100}, "stop": ["<NL>ユーザー:"]}
-    assert comment.startswith("# ") and json.loads(comment[comment.index("{") :]) == asked
-    words = shlex.split(command)
-    assert words[:4] == ["VLLM_MEDIA_URL_ALLOW_REDIRECTS=0", "vllm", "serve", str(checkpoint.resolve())]
-    options = dict(zip(words[4::1], words[5::1], strict=False))
-    auto_map = json.loads(options["--hf-overrides"])["auto_map"]
+    command, alone, requests = serving.vllm_command(str(checkpoint), "127.0.0.1", 8000).split("\n")
+    words = ["vllm", "serve", str(checkpoint.resolve()), "--served-model-name", "checkpoint"]
+    words += ["--host", "127.0.0.1", "--port", "8000", "--allowed-media-domains", "none.invalid"]
+    assert shlex.split(command) == words
+    assert alone.startswith("# ") and requests.startswith("# ")
+    asked = {"temperature": 0, "logit_bias": {"512": -100}, "stop": ["<NL>ユーザー:"]}
+    assert json.loads(requests[requests.index("{") :]) == asked
+    longer = shlex.split(alone.partition(": ")[2])
+    assert longer[: len(words)] == words and "--trust-remote-code" in longer
+    auto_map = json.loads(longer[longer.index("--hf-overrides") + 1])["auto_map"]
     assert auto_map["AutoModel"] == "modeling_jminigpt4.JMiniGPT4Model"
     assert auto_map["AutoConfig"] == "configuration_jminigpt4.JMiniGPT4Config"
-    assert options["--max-model-len"] == "1024" and options["--host"] == "127.0.0.1" and options["--port"] == "8000"
-    assert json.loads(options["--limit-mm-per-prompt"]) == {"image": 8}
-    assert options["--served-model-name"] == "checkpoint"
     with pytest.raises(FileNotFoundError, match="No folder"):
         serving.vllm_command("/no/such", "127.0.0.1", 8000)
