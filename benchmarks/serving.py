@@ -16,6 +16,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -52,11 +53,12 @@ class LoopOfGenerate:
 
     def _answer(self, picture: Path, tokens: int):
         content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": QUESTION}]
-        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        inputs = self._processor.apply_chat_template([{"role": "user", "content": content}], **options)
+        options: Any = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        messages: Any = [{"role": "user", "content": content}]
+        inputs: Any = self._processor.apply_chat_template(messages, **options)
         length = inputs["input_ids"].shape[1]
-        greedily = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
-        ids = self._model.generate(**inputs, **greedily, min_new_tokens=tokens, max_new_tokens=tokens)
+        greedily: Any = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+        ids: Any = self._model.generate(**inputs, **greedily, min_new_tokens=tokens, max_new_tokens=tokens)
         assert ids.shape[1] == length + tokens
 
 

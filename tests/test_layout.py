@@ -14,7 +14,7 @@ HALL = ("configuration_jminigpt4", "modeling_jminigpt4", "processing_jminigpt4")
 # What the code of each place may take from this package besides its own folder. The root package is the hall's face.
 ALLOWED = {room: {"data", "inference", "checkpoint", "", *HALL} for room in ROOMS}
 ALLOWED |= {"data": {"checkpoint", "", *HALL}, "inference": {"checkpoint", "", *HALL}, "checkpoint": set()}
-ALLOWED |= {name: set(HALL) for name in HALL}
+ALLOWED |= {name: set(HALL) for name in HALL} | {"serving": {"", *HALL}}
 
 
 def imports(file: Path) -> set[str]:
