@@ -22,7 +22,7 @@ class PictureLimits:
         max_bytes: Size of a picture file.
         max_pixels: Width times height, as the header states them.
         max_pictures: Pictures of one message.
-        timeout: Seconds that a fetch may take.
+        timeout: Seconds that the body of a fetch may take, and every wait for the server before it.
     """
 
     max_bytes: int = 20_000_000

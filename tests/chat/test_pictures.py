@@ -5,6 +5,7 @@ import os
 import random
 import struct
 import threading
+import time
 import zlib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,6 +68,17 @@ def tiff_pages(count: int) -> bytes:
     size = 2 + 12 * len(BASE_TIFF) + 4
     pages = [tiff(BASE_TIFF, next_ifd=8 + size * (page + 1) if page < count - 1 else 0)[8:] for page in range(count)]
     return b"II*\0" + struct.pack("<I", 8) + b"".join(pages) + bytes(300)
+
+
+def webp_frames(count: int) -> bytes:
+    file = io.BytesIO()
+    others = [Image.new("RGB", (2, 2), "blue")]
+    Image.new("RGB", (2, 2), "red").save(file, "WEBP", lossless=True, save_all=True, append_images=others)
+    data = file.getvalue()
+    start = data.index(b"ANMF")
+    size = 8 + struct.unpack("<I", data[start + 4 : start + 8])[0]
+    body = data[12:start] + data[start : start + size] * count
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
 BASE_TIFF = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200)]
@@ -174,7 +186,6 @@ def test_hostile_picture(data, refusal, processor):
 def test_bombs_cost_neither_memory_nor_time():
     """All bombs of the table, in a process whose memory is measured, with every decoding forbidden."""
     import resource
-    import time
 
     reading, writing = os.pipe()
     child = os.fork()
@@ -197,6 +208,17 @@ def test_bombs_cost_neither_memory_nor_time():
     refused, kilobytes, seconds = struct.unpack("<iid", os.read(reading, 16))
     assert refused == sum("pixels" in refusal for _, refusal in HOSTILE.values() if refusal)
     assert kilobytes < 20_000 and seconds < 2
+
+
+@pytest.mark.parametrize(
+    "make, count", [(gif_frames, 1_000_000), (tiff_pages, 60_000), (webp_frames, 200_000)], ids=["gif", "tiff", "webp"]
+)
+def test_many_frames_cost_nothing(make, count, processor):
+    """Pillow decodes the first frame and does not look for the others unless it is asked how many there are."""
+    data = make(count)
+    start = time.process_time()
+    assert take(data, processor, PictureLimits()).width <= 8
+    assert time.process_time() - start < 0.5
 
 
 def test_modes(processor):
