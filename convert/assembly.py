@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from .. import __version__
-from ..checkpoint import DTYPES, dtype_named, finished_folder, write_manifest
+from ..checkpoint import finished_folder, write_manifest
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from ..processing_jminigpt4 import JMiniGPT4ImageProcessor, JMiniGPT4Processor
@@ -35,6 +35,7 @@ from .vision import Part, Read, qformer_part, vision_part
 from .writing import SHARD_BYTES, Entry, write_sharded
 
 CODE_FILES = ("configuration_jminigpt4.py", "modeling_jminigpt4.py", "processing_jminigpt4.py")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Spec = str | os.PathLike
 
@@ -201,7 +202,10 @@ def _output_dtype(dtype: str | torch.dtype | None, language: Source) -> torch.dt
     if dtype is None:
         floating = (language.weights.dtype(key) for key in language.weights.names() if key.endswith("weight"))
         return next((each for each in floating if each in DTYPES.values()), torch.float32)
-    return dtype_named(str(dtype).removeprefix("torch."))
+    chosen = DTYPES.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    return chosen
 
 
 def _config(vision: Part, qformer: Part, language: Part, image_token_id: int, dtype: torch.dtype) -> JMiniGPT4Config:

@@ -50,7 +50,7 @@ def load_checkpoint(
     Args:
         model: A folder, or a repository `user/name` on the Hub.
         device: A torch device; the best one there is by default.
-        dtype: `float32`, `bfloat16` or `float16`. By default the stored one, except for float16 on a CPU, which
+        dtype: `float32`, `float16` or `bfloat16`. By default the stored one, except for float16 on a CPU, which
             computes it more than ten times slower: float32 instead, or bfloat16 for large models, which is written to
             stderr.
         quantize: One of `QUANTIZATIONS`, for the language model; all else stays as it is.

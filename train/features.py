@@ -25,11 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..checkpoint import DTYPES, dtype_named
 from ..data.pictures import Picture, TablePicture
 from .augmentation import random_resized_crop
 
 FINGERPRINT = "fingerprint.json"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,8 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | os.PathLike, encoder: PictureEncoder, dtype: str = "float16"):
-        dtype_named(dtype)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         self.folder, self.encoder, self.dtype = Path(folder), encoder, dtype
         self._check_fingerprint()
         self._shards: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -35,7 +35,9 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     if recipe.lora:
         add_lora(model, recipe.lora)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.24 calls `activation_checkpointing_enable` what was `gradient_checkpointing_enable` before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model, processor
 
 

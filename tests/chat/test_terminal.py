@@ -82,7 +82,7 @@ def test_one_question_as_json(checkpoint, picture_files, monkeypatch, capsys):
     "arguments, message",
     [
         ("chat CHECKPOINT ? --device nosuch", "There is no device 'nosuch' on this machine"),
-        ("chat CHECKPOINT ? --dtype float31", "dtype 'float31' is not one of float32, bfloat16, float16"),
+        ("chat CHECKPOINT ? --dtype float31", "dtype 'float31' is not one of float32, float16, bfloat16"),
         ("chat CHECKPOINT ? --quantize int3", "no quantisation 'int3': choose one of int8, 8bit, nf4"),
         ("chat CHECKPOINT ? --quantize int8 --gguf a.gguf", "Choose --quantize or --gguf"),
         ("chat CHECKPOINT ? --temperature inf", "--temperature must be a finite number, got inf"),
@@ -90,7 +90,7 @@ def test_one_question_as_json(checkpoint, picture_files, monkeypatch, capsys):
         ("chat CHECKPOINT ? -i http://127.0.0.1/a.png", "fetched with --allow-addresses only"),
         ("serve CHECKPOINT --port -1", "--port must be from 0 to 65535, got -1"),
         ("serve CHECKPOINT --device nosuch", "There is no device 'nosuch' on this machine"),
-        ("serve CHECKPOINT --dtype float31", "dtype 'float31' is not one of float32, bfloat16, float16"),
+        ("serve CHECKPOINT --dtype float31", "dtype 'float31' is not one of float32, float16, bfloat16"),
         ("serve ./nofolder", "No folder nofolder"),
         ("serve-command CHECKPOINT --port 99999", "--port must be from 0 to 65535, got 99999"),
     ],

@@ -117,7 +117,7 @@ def test_unknown_devices(checkpoint, tmp_path, device):
 
 
 def test_serving_names_the_dtypes_too(checkpoint):
-    with pytest.raises(ValueError, match="'float31' is not one of float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match="'float31' is not one of float32, float16, bfloat16"):
         by_serve(checkpoint, None, "cpu", "float31")
 
 
