@@ -21,6 +21,7 @@ except ImportError:  # Windows: no such locks; there a leftover stays until it i
 MANIFEST = "SHA256SUMS"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @contextmanager
@@ -144,6 +145,17 @@ def _rename_over(new: Path, path: Path):
         shutil.rmtree(old)
     else:
         os.replace(new, path)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of weights, features and computation that a user names.
+
+    Raises:
+        ValueError: It is not one of the three.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -57,11 +57,24 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object in
         typer.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
+def _quiet(verb: Callable) -> Callable:
+    """The verb with nothing on the screen but its own output and errors: see `be_quiet`."""
+
+    @functools.wraps(verb)
+    def run(*args, **kwargs):
+        from .inference.loading import be_quiet
+
+        be_quiet()
+        return verb(*args, **kwargs)
+
+    return run
+
+
 VERBS = (
-    *(chat.chat, chat.serve, chat.serve_command),
+    *(_quiet(chat.chat), _quiet(chat.serve), chat.serve_command),
     *(convert.convert, convert.verify, convert.publish),
     *(train.train, train.features, train.data),
-    evaluate.evaluate,
+    _quiet(evaluate.evaluate),
     env,
 )
 

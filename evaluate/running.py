@@ -133,10 +133,10 @@ def _asked(
     """Has the model answer what it has not answered yet."""
     from tqdm import tqdm
 
+    from ..inference.loading import fingerprint, load_checkpoint
     from .generation import Answerer, Generation
-    from .loading import fingerprint, load
 
-    model, processor = load(str(plan.model), plan.device, plan.dtype)
+    model, processor = load_checkpoint(str(plan.model), plan.device, plan.dtype)
     predictions, settings = {}, {}
     for request in requests:
         items = examined[request.title]

@@ -222,7 +222,7 @@ class LlamaCppForConditionalGeneration(JMiniGPT4ForConditionalGeneration):
         """
         kept = past_key_values if cache is None else cache
         if not isinstance(kept, LlamaCppCache):
-            raise ValueError("llama.cpp keeps its own keys and values (`new_cache`) and speaks without beams.")
+            raise ValueError("llama.cpp keeps its own keys and values (`new_cache`) and generates without beams.")
         embeddings = self._embeddings(input_ids, pixel_values, query_features, mm_encoder_outputs)
         positions = self._positions(input_ids, attention_mask, embeddings)
         scores = torch.from_numpy(kept.read(positions))

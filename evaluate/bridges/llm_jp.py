@@ -65,10 +65,10 @@ class VLM(_base_class()):
     """
 
     def __init__(self, model_id: str):
-        from ..loading import load
+        from ...inference.loading import load_checkpoint
 
         self.model_id = model_id
-        self.model, self.processor = load(model_id)
+        self.model, self.processor = load_checkpoint(model_id)
 
     def generate(self, images: list[Image.Image] | Image.Image | None, text: str, gen_kwargs: Any = None) -> str:
         """The answer to `text` about `images`, which come before it."""

@@ -9,7 +9,6 @@ from PIL import Image
 
 from jminigpt4 import DEMO, cli
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.settings import Settings
 from jminigpt4.convert.gguf import write_gguf
 from jminigpt4.inference.llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
 from jminigpt4.inference.loading import load_checkpoint
@@ -92,13 +91,6 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capfd, name, m
     printed = capfd.readouterr()
     assert stopped.value.code == 2 and printed.out == ""
     assert printed.err.startswith("jminigpt4: ") and message in printed.err and printed.err.count("\n") == 1
-
-
-def test_one_way_to_decode(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="one of --fast and --gguf"):
-        Settings(str(checkpoint), fast=True, gguf=tmp_path / "model.gguf").open_session()
-    with pytest.raises(ValueError, match="one of bits, int8 and gguf"):
-        load_checkpoint(checkpoint, "cpu", bits=8, gguf=tmp_path / "model.gguf")
 
 
 @needs_llama_cpp
