@@ -41,7 +41,7 @@ class PictureLimits:
 
 
 @dataclass(eq=False)
-class Picture:
+class ShownPicture:
     """One picture of a conversation.
 
     Args:

@@ -68,7 +68,7 @@ class Settings:
         if self.seed is not None:
             torch.manual_seed(self.seed)
         examples = read_transcript(self.examples) if self.examples else []
-        session = ChatSession(model, processor, self.persona, examples, on_forget, self.fast)
+        session = ChatSession(model, processor, self.persona, examples, on_forget)
         if self.transcript:
             load_transcript(session, self.transcript)
         return session

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from .pictures import Picture, PictureLimits, open_file
+from .pictures import PictureLimits, ShownPicture, open_file
 from .session import ChatSession
 
 
@@ -74,12 +74,12 @@ def _folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.pictures")
 
 
-def _picture(folder: Path, sha256: Any) -> Picture:
+def _picture(folder: Path, sha256: Any) -> ShownPicture:
     # The name comes from a file that anyone may have written: it must not lead anywhere else.
     if not (isinstance(sha256, str) and len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")):
         raise ValueError(f"The transcript names a picture {str(sha256)[:80]!r}, which is no SHA-256.")
     image = open_file(folder / f"{sha256}.png", PictureLimits(max_bytes=200_000_000, max_pixels=50_000_000))
-    picture = Picture(_rgb(image, folder / f"{sha256}.png"))
+    picture = ShownPicture(_rgb(image, folder / f"{sha256}.png"))
     if picture.sha256 != sha256:
         raise ValueError(f"{sha256}.png in {folder} is not the picture that the transcript was made with.")
     return picture

@@ -117,9 +117,7 @@ def build_page(
         raise ImportError("The web page needs gradio: pip install 'jminigpt4[chat]'") from None
 
     limits = limits or PictureLimits()
-    visitors = Visitors(
-        lambda: ChatSession(session.model, session.processor, session.persona, session.examples, fast=settings.fast)
-    )
+    visitors = Visitors(lambda: ChatSession(session.model, session.processor, session.persona, session.examples))
 
     def answer(
         message: dict[str, Any],

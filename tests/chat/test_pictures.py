@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jminigpt4.chat import pictures as module
-from jminigpt4.chat.pictures import Picture, PictureLimits, open_bytes, open_file, open_url, public_address
+from jminigpt4.chat.pictures import PictureLimits, ShownPicture, open_bytes, open_file, open_url, public_address
 
 LIMITS = PictureLimits(max_pixels=1_000_000, max_bytes=1_000_000)
 
@@ -210,7 +210,7 @@ def test_modes(processor):
 
 def test_pictures_are_known_by_their_pixels():
     one, other = Image.new("RGB", (2, 3), "red"), Image.new("RGB", (3, 2), "red")
-    assert Picture(one).sha256 == Picture(one.copy()).sha256 != Picture(other).sha256
+    assert ShownPicture(one).sha256 == ShownPicture(one.copy()).sha256 != ShownPicture(other).sha256
 
 
 @pytest.mark.parametrize(
