@@ -293,7 +293,7 @@ class ChatSession:
         # What the keys and values of each position depend on: its token, or at image tokens the picture.
         image_token_id, per_picture = self.processor.image_token_id, self.processor.num_query_tokens
         hashes = (picture.sha256 for picture in pictures for _ in range(per_picture))
-        identities = [next(hashes) if token == image_token_id else token for token in token_ids]
+        identities: list[Hashable] = [next(hashes) if token == image_token_id else token for token in token_ids]
         cache, common = self._cropped(identities)
         turns[-1].prefilled_tokens = len(token_ids) - common
         behind = pictures[token_ids[:common].count(image_token_id) // per_picture :]
