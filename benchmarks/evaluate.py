@@ -129,8 +129,8 @@ def plain_loop(
 
 
 def batched(model: JMiniGPT4ForConditionalGeneration, processor: JMiniGPT4Processor, items: list[Item]) -> list[str]:
-    answerer = Answerer(model, processor, Generation(max_new_tokens=ANSWER_TOKENS))
-    answers = {each.id: each.answer for batch in answerer.answers(items) for each in batch}
+    answerer = Answerer(model, processor, Generation(max_new_tokens=ANSWER_TOKENS), items)
+    answers = {each.id: each.answer for batch in answerer.answers() for each in batch}
     return [answers[item.id] for item in items]
 
 

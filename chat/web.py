@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .. import DEMO
+from ..inference.answering import MAX_NEW_TOKENS
 from .pictures import PictureLimits, open_bytes
-from .session import MAX_NEW_TOKENS, ChatSession
+from .session import ChatSession
 from .settings import Settings
 from .turns import Turn
 

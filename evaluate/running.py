@@ -151,8 +151,8 @@ def _asked(
             "dtype": str(model.dtype).removeprefix("torch."),
             **_versions(),
         }
-        answerer = Answerer(model, processor, generation)
-        settings[request.title]["unanswerable"] = len(answerer.unanswerable(items))
+        answerer = Answerer(model, processor, generation, items)
+        settings[request.title]["unanswerable"] = len(answerer.unanswerable)
         file = PredictionFile(plan.output / request.title, settings[request.title])
         done = set(file.done)
         with tqdm(
@@ -162,7 +162,7 @@ def _asked(
             unit="item",
             disable=None if plan.progress else True,
         ) as bar:
-            for batch in answerer.answers(items, done):
+            for batch in answerer.answers(done):
                 file.add(batch)
                 bar.update(len(batch))
         predictions[request.title] = in_order(items, file.done, file.path)

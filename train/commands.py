@@ -93,8 +93,8 @@ def _answers(run: Any) -> Iterator[str]:
 
     rows = [group.rows[0] for source in run.sources for group in source.training]
     samples = Samples(run.model, run.processor, rows, run.encoder, Path(), 1)
-    for number, row in enumerate(rows):
-        yield f"expected {row.turns[-1].parts[0]!r}, answered {samples.answer(number, row)!r}"
+    for row, answer in zip(rows, samples.answers(), strict=True):
+        yield f"expected {row.turns[-1].parts[0]!r}, answered {answer!r}"
 
 
 def features(

@@ -66,7 +66,7 @@ class PictureEncoder:
             image if seed is None else random_resized_crop(image, (size["height"], size["width"]), seed)
             for seed in seeds
         ]
-        return self.image_processor(images=views, return_tensors="pt")["pixel_values"]
+        return self.image_processor(images=views, do_convert_rgb=False, return_tensors="pt")["pixel_values"]
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(n, 3, height, width)` to query features `(n, num_query_tokens, size)`, on the model's device."""

@@ -1,4 +1,4 @@
-"""llm-jp-eval-mm: answers in its `prediction.jsonl` layout, and a checkpoint of ours as one of its models.
+"""llm-jp-eval-mm: answers in its `prediction.jsonl` layout, and a checkpoint of this package as one of its models.
 
 Its `eval-mm evaluate` (and `examples/sample.py` of older versions) scores answers that lie in
 `RESULT/TASK/MODEL/prediction.jsonl`; a line for every item of the task, in the task's order.
@@ -8,13 +8,13 @@ import functools
 import importlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ...checkpoint import finished_file
 from ..benchmarks import KINDS, Request
 from ..items import Item, Picture, ask
 from ..predictions import Prediction
@@ -46,19 +46,17 @@ def export_predictions(
     name = Path(model).name if Path(model).exists() else model
     path = folder / task / name / "prediction.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with open(part, "w", encoding="utf-8") as file:
+    with finished_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         for item, prediction in zip(items, predictions, strict=True):
             answer = item.references[0] if item.references else item.details.get("gpt4_answer", "")
             line = {"question_id": item.id, "text": prediction.answer, "answer": answer, "input_text": item.question}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(part, path)
     return path
 
 
 class VLM(_base_class()):
-    """A checkpoint of ours as llm-jp-eval-mm knows models: put `jminigpt4.evaluate.bridges.llm_jp.VLM` into its table
-    of models, under the folder or Hub id of the checkpoint.
+    """A checkpoint of this package as llm-jp-eval-mm knows models: put `jminigpt4.evaluate.bridges.llm_jp.VLM` into
+    its table of models, under the folder or Hub id of the checkpoint.
 
     Args:
         model_id: A folder, or `user/name` on the Hub.
@@ -96,8 +94,8 @@ class VLM(_base_class()):
             given.pop("temperature", None)
             given.pop("top_p", None)
         items = [_item(str(place), *pair) for place, pair in enumerate(zip(images_list, text_list, strict=True))]
-        answerer = Answerer(self.model, self.processor, Generation(**given))
-        answers = {each.id: each.answer for batch in answerer.answers(items) for each in batch}
+        answerer = Answerer(self.model, self.processor, Generation(**given), items)
+        answers = {each.id: each.answer for batch in answerer.answers() for each in batch}
         return [answers[item.id] for item in items]
 
 

@@ -153,7 +153,7 @@ def test_answers_end_at_the_end_of_sentence(loaded, pictures):
     spoken = session.undo().answer_ids
     end = spoken[-2]
     answer = session.ask("何が写ってる?", [pictures[0]], eos_token_id=end)
-    assert session.turns[0].answer_ids == session._read(spoken[: spoken.index(end)]).token_ids
+    assert session.turns[0].answer_ids == session._generator.read(spoken[: spoken.index(end)], {}).token_ids
     assert answer and answer != whole and whole.startswith(answer)
 
 
