@@ -94,7 +94,7 @@ def _answers(run: Any) -> Iterator[str]:
     rows = [group.rows[0] for source in run.sources for group in source.training]
     samples = Samples(run.model, run.processor, rows, run.encoder, Path(), 1)
     for number, row in enumerate(rows):
-        yield f"expected {row.turns[-1].parts[0]!r}, answered {samples.answer(number, row)!r}"
+        yield f"expected {row.answer!r}, answered {samples.answer(number, row)!r}"
 
 
 def features(

@@ -54,7 +54,7 @@ class Samples(TrainerCallback):
         self.model.eval()
         try:
             return [
-                {"step": step, "image_ids": row.image_ids, "expected": row.turns[-1].parts[0], "answer": answer}
+                {"step": step, "image_ids": row.image_ids, "expected": row.answer, "answer": answer}
                 for row, answer in ((row, self.answer(number, row)) for number, row in enumerate(self.rows))
             ]
         finally:
