@@ -10,8 +10,9 @@ import torch
 from transformers import DynamicCache
 
 from .. import JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from ..data.pictures import Picture
 from ..modeling_jminigpt4 import CACHE_NAME
-from .items import Item, Picture
+from .items import Item, open_picture
 from .predictions import Prediction
 
 READERS = 2  # threads that decode pictures while the model answers
@@ -136,8 +137,7 @@ class Answerer:
 
     def _pixels(self, picture: Picture) -> torch.Tensor:
         image_processor = self.processor.image_processor
-        rgb = image_processor.to_rgb(picture.read(), f"The picture {picture.name}")
-        return image_processor(images=[rgb], return_tensors="pt").pixel_values
+        return image_processor(images=[open_picture(picture, image_processor)], return_tensors="pt").pixel_values
 
     def _features(self, read: dict[str, Future], known: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Query features by picture, `(num_query_tokens, qformer_hidden_size)` each."""

@@ -4,9 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from jminigpt4.data.pictures import FilePicture
 from jminigpt4.evaluate.benchmarks import parse_request, read_items
 from jminigpt4.evaluate.generation import Answerer, Generation
-from jminigpt4.evaluate.items import Item, Picture, ask
+from jminigpt4.evaluate.items import Item, ask
 
 FORMATS = ("article-3.6b", "rinna-4b", "minigpt4")
 
@@ -142,7 +143,7 @@ def test_cut_off_answers_are_told_from_finished_ones(speaker, processor, own):
 
 def test_a_damaged_picture_is_named(speaker, processor, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    broken = Picture(str(tmp_path / "broken.png"), (tmp_path / "broken.png").read_bytes)
+    broken = FilePicture(str(tmp_path / "broken.png"))
     item = Item("1", ask("何?"), (broken,), (), ("x",))
     with pytest.raises(ValueError, match=r"broken\.png is not a picture"):
         said(Answerer(speaker, processor, Generation()), [item])

@@ -19,7 +19,7 @@ def frozen(make_model):
 
 
 @pytest.fixture
-def pictures(tmp_path, draw) -> list[Picture]:
+def pictures(tmp_path, draw) -> list[FilePicture]:
     for number in range(6):
         draw(number).save(tmp_path / f"{number}.png")
     return [FilePicture(str(tmp_path / f"{number}.png")) for number in range(6)]
