@@ -9,7 +9,7 @@ import typer
 from .benchmarks import BENCHMARKS, parse_request
 
 
-def _named_benchmarks() -> Iterator[str]:
+def named_benchmarks() -> Iterator[str]:
     for name, benchmark in BENCHMARKS.items():
         if benchmark.dataset is not None:
             yield f"{name} ({' or '.join(benchmark.protocols)})" if any(benchmark.protocols) else name
@@ -23,7 +23,7 @@ def evaluate(
             "--benchmark",
             "-b",
             metavar="NAME[:PROTOCOL][=PATH]",
-            help=f"{', '.join(_named_benchmarks())}, or a .jsonl file of one's own; repeatable. "
+            help=f"{', '.join(named_benchmarks())}, or a .jsonl file of one's own; repeatable. "
             "Without =PATH from the Hub.",
         ),
     ] = None,
@@ -33,7 +33,7 @@ def evaluate(
     images: Annotated[list[str] | None, typer.Option(help="Folder with the pictures; repeatable.")] = None,
     prompt: Annotated[str, typer.Option(help="What captions are asked with; by default the picture alone.")] = "",
     only: Annotated[Path | None, typer.Option(help="File with the image ids that are kept.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many items of each benchmark.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N items of each benchmark.")] = None,
     score_only: Annotated[
         list[Path] | None, typer.Option(help="Score these answers; nothing is generated. Repeatable.")
     ] = None,

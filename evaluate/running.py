@@ -31,7 +31,7 @@ class EvaluationPlan:
         output: Folder of everything that is written.
         model: Checkpoint folder or Hub id; `None` where nothing is to be answered.
         generation: Arguments of [`Generation`] that the user gave; each benchmark has its own `max_new_tokens`.
-        limit: Only so many items of each benchmark.
+        limit: Only the first of each benchmark, this many.
         answered: Files of answers to be scored in the place of a model's.
         verdicts: File of a judge's verdicts.
         judge: Name of the judge that requests are written for.
@@ -88,7 +88,8 @@ def run(plan: EvaluationPlan) -> Sheet:
 
 
 def _requests(plan: EvaluationPlan) -> tuple[list[Request], list[Path], int | None]:
-    """The benchmarks, the files of answers to them, and how many items count; answers of ours know it themselves."""
+    """The benchmarks, the files of answers to them, and how many items count; where the plan names no benchmark, from
+    the settings that lie beside the answers."""
     requests, answered = list(plan.requests), list(plan.answered)
     if not answered or requests:
         if answered and len(answered) != len(requests):

@@ -95,7 +95,7 @@ class BadPictures:
         """Takes a bad picture into the list.
 
         Raises:
-            ValueError: The recipe does not allow bad pictures, or not so many.
+            ValueError: The recipe does not allow bad pictures, or fewer of them.
         """
         self.found[bad.name] = bad
         if self.recipe.on_bad_picture == "raise":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import pytest
@@ -275,6 +276,7 @@ def test_parquet_with_messages_and_images(tmp_path, draw):
     assert [rendered(row) for row in read] == ["@これは?|花", "@これは?|花", "@これは?|木"]
     assert [row.pictures[0].read() for row in read] == [content(1)["bytes"], b"broken", content(3)["bytes"]]
     assert len({picture.name for row in read for picture in row.pictures}) == 3
+    assert pickle.loads(pickle.dumps(read[2])).pictures[0].read() == content(3)["bytes"]  # as DataLoader workers do
     (tmp_path / "shards").mkdir()
     for part in range(2):
         (tmp_path / "shards" / f"train-0000{part}-of-00002.parquet").write_bytes(
@@ -343,3 +345,43 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path):
         read_source(DataSource(str(path), images=str(tmp_path / "absent")))
     (row,) = read_source(as_source(path))
     assert row.pictures[0].path == str(tmp_path / "a.png")  # missing, and nothing else in its place
+
+
+def test_a_reader_that_registers_itself_is_known_to_all_who_list_readers(tmp_path, monkeypatch):
+    from jminigpt4.data.id_lists import read_ids
+    from jminigpt4.data.readers import READERS, registry
+    from jminigpt4.data.rows import caption_row
+
+    path = tmp_path / "a.lines"
+    path.write_text("000000000009.jpg 犬\nb.jpg 猫\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="jsonl .*webdataset"):
+        detect(path)
+    monkeypatch.setitem(READERS, "lines", None)  # taken back after the test
+
+    @registry.reader("lines", "lines of a name and a caption", lambda path: path.suffix == ".lines")
+    def read(path, folders, source):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, caption = line.split()
+            yield caption_row(caption, folders.find(name), f"lines:{name}", source)
+
+    assert [rendered(row) for row in read_source(as_source(path))] == ["@|犬", "@|猫"]
+    assert set(read_ids(path)) == {"lines:000000000009.jpg", "lines:b.jpg"}
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="lines .lines of a name and a caption"):
+        detect(tmp_path / "notes.txt")
+
+
+def test_every_file_of_the_folder_registers_a_reader_and_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = """
+import sys, jminigpt4
+before = set(sys.modules)
+from jminigpt4.data.readers import READERS
+from jminigpt4.evaluate.benchmarks import BENCHMARKS
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(len(READERS), len(BENCHMARKS), sorted(new & {"torch", "transformers", "pyarrow", "datasets"}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "8 8 []"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from jminigpt4.cli import app
 from jminigpt4.evaluate import generation
-from jminigpt4.evaluate.benchmarks import parse_request
+from jminigpt4.evaluate.benchmarks import BENCHMARKS, parse_request
 from jminigpt4.evaluate.running import EvaluationPlan, run
 
 
@@ -295,3 +295,12 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path, own, arguments, 
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, ValueError | OSError) and said in str(error)
     assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_every_benchmark_by_itself():
+    from jminigpt4.evaluate.commands import named_benchmarks
+
+    listed = " ".join(named_benchmarks())
+    assert all(name in listed for name, each in BENCHMARKS.items() if each.dataset is not None)
+    shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "400"}).output
+    assert "ja-vg-vqa-500 (sakana or llm-jp), " in shown and "heron-bench" in shown
