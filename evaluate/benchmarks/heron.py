@@ -13,14 +13,10 @@ from .tables import cell_name, parquet_files, rows
 CATEGORIES = ("conv", "detail", "complex")
 
 
-@benchmark(
-    "heron-bench",
-    dataset="turing-motors/Japanese-Heron-Bench",
-    scoring="judge",
-    max_new_tokens=256,
-    hub="turing-motors/Japanese-Heron-Bench",
-    task="japanese-heron-bench",
-)
+HUB = "turing-motors/Japanese-Heron-Bench"
+
+
+@benchmark("heron-bench", scoring="judge", max_new_tokens=256, hub=HUB, task="japanese-heron-bench")
 def read_heron(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Turing's own folder, `questions_ja.jsonl`, `context_ja.jsonl` and `answers_gpt4.jsonl` with the pictures in
     `images/`; or the Parquet file that llm-jp-eval-mm reads, with the answers of GPT-4 in `answer`.

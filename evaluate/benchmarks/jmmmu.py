@@ -21,14 +21,7 @@ def letters(options: list[str]) -> list[str]:
     return [chr(ord("A") + number) for number in range(len(options))]
 
 
-@benchmark(
-    "jmmmu",
-    dataset="JMMMU/JMMMU",
-    scoring="choices",
-    max_new_tokens=256,
-    hub="JMMMU/JMMMU",
-    task="jmmmu",
-)
+@benchmark("jmmmu", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU", task="jmmmu")
 def read_jmmmu(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Parquet files with `id`, `question`, `options` (a Python list written as text), `answer`, `question_type` and
     `image_1` to `image_7`; one folder a subject.

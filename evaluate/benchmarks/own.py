@@ -12,7 +12,7 @@ from ..items import Item
 from .registry import Request, benchmark
 
 
-@benchmark("own", dataset=None, scoring="questions", max_new_tokens=128)
+@benchmark("own", scoring="questions", max_new_tokens=128)
 def read_own(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Lines that [`read_jsonl`] trains on. The last message, the assistant's, is the right answer; `references` (a
     list) may name further ones, or take its place. `id` is kept where given. Every other key whose value is a text or

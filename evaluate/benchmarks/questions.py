@@ -11,7 +11,7 @@ from ..items import Item, ask
 from .registry import Request, benchmark
 from .tables import cell_name, parquet_files, rows
 
-PROTOCOLS = ("sakana", "llm-jp")
+COMMON = {"scoring": "questions", "protocols": ("sakana", "llm-jp")}
 
 
 def _items(image_id: int, picture: Picture, qas: list[dict[str, Any]], request: Request, twin: Any) -> Iterator[Item]:
@@ -23,13 +23,7 @@ def _items(image_id: int, picture: Picture, qas: list[dict[str, Any]], request: 
         )
 
 
-@benchmark(
-    "ja-vg-vqa",
-    dataset="Japanese Visual Genome VQA",
-    scoring="questions",
-    max_new_tokens=64,
-    protocols=PROTOCOLS,
-)
+@benchmark("ja-vg-vqa", dataset="Japanese Visual Genome VQA", max_new_tokens=64, **COMMON)
 def read_ja_vg_vqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Yahoo Japan's `question_answers.json`, `[{"id", "qas": [{"qa_id", "question", "answer"}]}]`, with
     `{id}.jpg` in `VG_100K` or `VG_100K_2`. The data set has no split: without a list of one's own all is asked.
@@ -45,15 +39,7 @@ def read_ja_vg_vqa(path: Path, folders: PictureFolders, request: Request) -> Ite
         yield from _items(image_id, folders.find(f"{image_id}.jpg"), qas, request, None)
 
 
-@benchmark(
-    "ja-vg-vqa-500",
-    dataset="SakanaAI/JA-VG-VQA-500",
-    scoring="questions",
-    max_new_tokens=64,
-    protocols=PROTOCOLS,
-    hub="SakanaAI/JA-VG-VQA-500",
-    task="ja-vg-vqa-500",
-)
+@benchmark("ja-vg-vqa-500", hub="SakanaAI/JA-VG-VQA-500", task="ja-vg-vqa-500", max_new_tokens=64, **COMMON)
 def read_ja_vg_vqa_500(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Sakana AI's JA-VG-VQA-500, Parquet with `image_id`, `coco_id`, `image` and `qas`.
 
@@ -68,14 +54,9 @@ def read_ja_vg_vqa_500(path: Path, folders: PictureFolders, request: Request) ->
 
 
 @benchmark(
-    "ja-vlm-bench-in-the-wild",
-    dataset="SakanaAI/JA-VLM-Bench-In-the-Wild",
-    scoring="questions",
-    max_new_tokens=256,
-    protocols=PROTOCOLS,
-    hub="SakanaAI/JA-VLM-Bench-In-the-Wild",
-    task="ja-vlm-bench-in-the-wild",
-)
+    "ja-vlm-bench-in-the-wild", hub="SakanaAI/JA-VLM-Bench-In-the-Wild", task="ja-vlm-bench-in-the-wild",
+    max_new_tokens=256, **COMMON,
+)  # fmt: skip
 def read_wild(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Sakana AI's JA-VLM-Bench-In-the-Wild, Parquet with `image`, `question` and `answer`; ids are row numbers, as in
     llm-jp-eval-mm.

@@ -75,10 +75,11 @@ BENCHMARKS: dict[str, Benchmark] = {}
 
 
 def benchmark(name: str, **facts: Any) -> Callable:
-    """Registers the function below it as what reads the benchmark `name`; `facts` as of [`Benchmark`]."""
+    """Registers the function below it as what reads the benchmark `name`; `facts` as of [`Benchmark`], where `dataset`
+    is by default the repository on the Hub."""
 
     def register(read: Callable) -> Callable:
-        BENCHMARKS[name] = Benchmark(read=read, **facts)
+        BENCHMARKS[name] = Benchmark(read=read, **{"dataset": facts.get("hub"), **facts})
         return read
 
     return register
