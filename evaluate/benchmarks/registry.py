@@ -79,7 +79,8 @@ def benchmark(name: str, **facts: Any) -> Callable:
     is by default the repository on the Hub."""
 
     def register(read: Callable) -> Callable:
-        BENCHMARKS[name] = Benchmark(read=read, **{"dataset": facts.get("hub"), **facts})
+        facts.setdefault("dataset", facts.get("hub"))
+        BENCHMARKS[name] = Benchmark(read=read, **facts)
         return read
 
     return register
