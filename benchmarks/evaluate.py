@@ -27,8 +27,9 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig, GPTNeoXConfig, P
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.convert.formats import chat_template_for, prompt_format
+from jminigpt4.data.pictures import FilePicture
 from jminigpt4.evaluate.generation import Answerer, Generation
-from jminigpt4.evaluate.items import Item, Picture, ask
+from jminigpt4.evaluate.items import Item, ask
 
 QUESTIONS = (
     "これは何の写真ですか?",
@@ -101,7 +102,7 @@ def make_items(folder: Path, pictures: int, questions: int) -> list[Item]:
         pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         path = folder / f"{number}.jpg"
         Image.fromarray(pixels).resize((640, 480)).save(path)
-        picture = Picture(str(path), path.read_bytes)
+        picture = FilePicture(str(path))
         for place, question in enumerate(QUESTIONS[:questions]):
             items.append(Item(f"{number}.{place}", ask(question), (picture,), (), (f"made:{number}",)))
     return items

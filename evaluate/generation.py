@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from .. import JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from ..data.pictures import Picture
 from ..inference.answering import AnswerGenerator, Prompt
-from .items import Item
+from .items import Item, open_picture
 from .predictions import Prediction
 
 READERS = 2  # threads that decode pictures while the model answers
@@ -133,13 +134,8 @@ class Answerer:
         pictures = dict.fromkeys(picture for row in batch for picture in row.item.pictures)
         return {picture: pool.submit(self._pixel_values, picture) for picture in pictures}
 
-    def _pixel_values(self, picture: Any) -> torch.Tensor:
-        name = f"The picture {picture.name}"
-        try:
-            content = picture.read()
-        except OSError:
-            raise ValueError(f"{name} cannot be read: is it still where it was?") from None
-        return self._generator.pixel_values([self._image_processor.to_rgb(content, name)])
+    def _pixel_values(self, picture: Picture) -> torch.Tensor:
+        return self._generator.pixel_values([open_picture(picture, self._image_processor)])
 
     def _features(self, read: dict[Any, Future], known: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
         """Query features by picture, `(num_query_tokens, qformer_hidden_size)` each."""

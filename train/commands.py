@@ -6,8 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ..data.readers import READERS, as_source, read_source
+
+FORMATS = "; ".join(reader.layout for reader in READERS.values())
 Data = Annotated[
-    list[str] | None, typer.Argument(help="Data files or folders; NAME=PATH names one. Default: the recipe's.")
+    list[str] | None,
+    typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {FORMATS}."),
 ]
 Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
 Recipe = Annotated[str, typer.Option(help="stage1, stage2, article-stair-vg, or a YAML file.")]
@@ -94,7 +98,7 @@ def _answers(run: Any) -> Iterator[str]:
     rows = [group.rows[0] for source in run.sources for group in source.training]
     samples = Samples(run.model, run.processor, rows, run.encoder, Path(), 1)
     for row, answer in zip(rows, samples.answers(), strict=True):
-        yield f"expected {row.turns[-1].parts[0]!r}, answered {answer!r}"
+        yield f"expected {row.answer!r}, answered {answer!r}"
 
 
 def features(
@@ -109,7 +113,6 @@ def features(
     """Compute the query features of pictures once, for any number of trainings."""
     from accelerate import PartialState
 
-    from ..data.readers import as_source, read_source
     from .features import FeatureCache, PictureEncoder
     from .frozen import load_model
     from .recipe import Recipe
@@ -140,7 +143,6 @@ def data(
     from transformers import AutoProcessor
 
     from .. import DEMO
-    from ..data.readers import as_source, read_source
     from .inspection import inspect
 
     rows = [row for source in _sources(data, images) or [] for row in read_source(as_source(source))]

@@ -72,7 +72,7 @@ def train(
 
     Args:
         model: Folder or Hub name of a jminigpt4 checkpoint, or a loaded model (then give its `processor`).
-        data: A file or folder, a [`Source`], a list of them, or a list of [`Row`]; by default the recipe's own.
+        data: A file or folder, a [`DataSource`], a list of them, or a list of [`Row`]; by default the recipe's own.
         output: Folder of the run. A run that was interrupted goes on from its newest complete checkpoint.
         recipe: A [`Recipe`], the name of one, or a YAML file.
         processor: The processor of a loaded model.

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.readers import Source, as_source
+from ..data.readers import DataSource, as_source
 from .schedule import cosine_rate, originals_rate
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -93,7 +93,7 @@ class Recipe:
     sample_steps: int | None = None
     keep_checkpoints: int = 2
     seed: int = 42
-    data: list[Source] = field(default_factory=list)
+    data: list[DataSource] = field(default_factory=list)
 
     def __post_init__(self):
         choices = {

@@ -55,7 +55,7 @@ class Samples(TrainerCallback):
     def lines(self, step: int) -> list[dict[str, Any]]:
         """All answers at step `step`, beside what was expected."""
         return [
-            {"step": step, "image_ids": row.image_ids, "expected": row.turns[-1].parts[0], "answer": answer}
+            {"step": step, "image_ids": row.image_ids, "expected": row.answer, "answer": answer}
             for row, answer in zip(self.rows, self.answers(), strict=True)
         ]
 

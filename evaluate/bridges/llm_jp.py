@@ -4,7 +4,6 @@ Its `eval-mm evaluate` (and `examples/sample.py` of older versions) scores answe
 `RESULT/TASK/MODEL/prediction.jsonl`; a line for every item of the task, in the task's order.
 """
 
-import functools
 import importlib
 import io
 import json
@@ -15,8 +14,9 @@ from typing import Any
 from PIL import Image
 
 from ...checkpoint import finished_file
-from ..benchmarks import KINDS, Request
-from ..items import Item, Picture, ask
+from ...data.pictures import MemoryPicture
+from ..benchmarks import Request
+from ..items import Item, ask
 from ..predictions import Prediction
 
 
@@ -38,7 +38,7 @@ def export_predictions(
     Raises:
         ValueError: llm-jp-eval-mm has no such task, or it asks all questions and `request` only the first ones.
     """
-    task = KINDS[request.name].task
+    task = request.benchmark.task
     if task is None:
         raise ValueError(f"llm-jp-eval-mm has no task for {request.name}.")
     if request.name == "ja-vg-vqa-500" and request.protocol != "llm-jp":
@@ -101,8 +101,8 @@ class VLM(_base_class()):
 
 def _item(name: str, images: list[Image.Image] | Image.Image | None, text: str) -> Item:
     pictures = [images] if isinstance(images, Image.Image) else list(images or [])
-    shown = tuple(Picture(f"{id(picture):x}", functools.partial(_png, picture)) for picture in pictures)
-    return Item(name, ask(text.replace("<image>", ""), len(shown)), shown, (), tuple(each.name for each in shown))
+    given = tuple(MemoryPicture(f"{id(picture):x}", _png(picture)) for picture in pictures)
+    return Item(name, ask(text.replace("<image>", ""), len(given)), given, (), tuple(each.name for each in given))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from jminigpt4.data.pictures import FilePicture
 from jminigpt4.evaluate.benchmarks import parse_request, read_items
 from jminigpt4.evaluate.generation import Answerer, Generation
-from jminigpt4.evaluate.items import Item, Picture, ask
+from jminigpt4.evaluate.items import Item, ask
 from jminigpt4.inference.answer_text import AnswerText
 
 FORMATS = ("article-3.6b", "rinna-4b", "minigpt4")
@@ -153,7 +154,7 @@ def test_cut_off_answers_are_told_from_finished_ones(answering_model, processor,
 
 def test_a_damaged_picture_is_named(answering_model, processor, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    broken = Picture(str(tmp_path / "broken.png"), (tmp_path / "broken.png").read_bytes)
+    broken = FilePicture(str(tmp_path / "broken.png"))
     item = Item("1", ask("何?"), (broken,), (), ("x",))
     with pytest.raises(ValueError, match=r"broken\.png is not a picture"):
         answers_of(Answerer(answering_model, processor, Generation(), [item]))
