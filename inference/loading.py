@@ -52,7 +52,7 @@ def load_checkpoint(
         device: A torch device; the best one there is by default.
         dtype: `float32`, `float16` or `bfloat16`. By default the stored one, except for float16 on a CPU, which
             computes it more than ten times slower: float32 instead, or bfloat16 for large models, which is written to
-            stderr.
+            stderr since it rounds.
         quantize: One of `QUANTIZATIONS`, for the language model; all else stays as it is.
         gguf: File from which llama.cpp takes the language model; see [`llama_cpp`].
 
@@ -136,10 +136,10 @@ def _suitable_dtype(config: transformers.PreTrainedConfig, device: torch.device)
     if device.type != "cpu" or config.dtype != torch.float16:
         return "auto"
     text = config.get_text_config()
-    parameters = 12 * text.num_hidden_layers * text.hidden_size**2
-    chosen = torch.float32 if parameters <= LARGEST_IN_FLOAT32 else torch.bfloat16
-    _note(f"computing in {str(chosen).removeprefix('torch.')}: the stored float16 is slow on a CPU.")
-    return chosen
+    if 12 * text.num_hidden_layers * text.hidden_size**2 <= LARGEST_IN_FLOAT32:
+        return torch.float32  # holds every number of float16, so there is nothing to be said
+    _note("computing in bfloat16, which rounds the weights: the stored float16 is slow on a CPU.")
+    return torch.bfloat16
 
 
 def _check_weights(report: dict[str, Any], model: str | Path):
