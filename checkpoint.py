@@ -21,6 +21,7 @@ except ImportError:  # Windows: no such locks; there a leftover stays until it i
 MANIFEST = "SHA256SUMS"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_dtype_of_the_language_model_is_kept(originals, tmp_path):
     language_model(tmp_path / "llm", dtype="bfloat16").bfloat16().save_pretrained(tmp_path / "llm")
     convert(originals, tmp_path / "llm", tmp_path / "out", prove_equal=False)
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match="'int8' is not one of float32"):
+    with pytest.raises(ValueError, match="no dtype 'int8': choose one of float32"):
         convert(originals, tmp_path / "llm", tmp_path / "out2", dtype="int8")
 
 
@@ -344,7 +344,7 @@ def test_a_folder_without_language_code_has_none_to_trust(converted):
 
 
 def test_swap_language(originals, converted, tmp_path):
-    """The article's title act: another language model behind the same eyes."""
+    """The article's title act: another language model for a checkpoint."""
     theirs = language_model(tmp_path / "llm", "qwen2")
     proof = swap(
         converted.folder, language=tmp_path / "llm", out=tmp_path / "out", prompt_format="article-3.6b", progress=False
@@ -357,5 +357,5 @@ def test_swap_language(originals, converted, tmp_path):
     check_equal(theirs, ours, WORDS)
     notes = json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))["notes"]
     assert any("has to be trained" in note for note in notes)
-    with pytest.raises(ValueError, match="is not a folder of jminigpt4"):
+    with pytest.raises(ValueError, match="is no checkpoint of jminigpt4"):
         swap(tmp_path / "llm", language=tmp_path / "llm", out=tmp_path / "out2")

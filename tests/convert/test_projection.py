@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from jminigpt4.checkpoint import save_projection
 from jminigpt4.convert import assemble, verify_folder, write_minigpt4_checkpoint
-from jminigpt4.convert.language import projection_part
+from jminigpt4.convert.projection import projection_part
 from jminigpt4.convert.sources import open_source
 
 
@@ -48,7 +48,7 @@ def test_a_fresh_projection_is_reproducible_and_said_to_be_fresh(originals, tmp_
     assert "freshly initialised" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
-def test_our_own_projection_file(originals, converted, tmp_path):
+def test_a_projection_file_of_this_package(originals, converted, tmp_path):
     path = save_projection(converted.model, tmp_path, {"language_model": "rinna/japanese-gpt-neox-3.6b"})
     assemble(**originals | {"projection": path}, out=tmp_path / "out", prove_equal=False)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted.folder))
@@ -69,7 +69,7 @@ def test_the_way_back_is_bit_equal(originals, converted, reference, tmp_path):
     assert all(torch.equal(again[name], once[name]) for name in once)
     with pytest.raises(FileExistsError, match="exists already"):
         write_minigpt4_checkpoint(converted.folder, path)
-    with pytest.raises(ValueError, match="no folder of jminigpt4 and no projection file"):
+    with pytest.raises(ValueError, match="is no checkpoint of jminigpt4"):
         write_minigpt4_checkpoint(reference / "llm", tmp_path / "b.pth")
 
 
@@ -87,7 +87,7 @@ def test_a_file_with_two_projections_is_refused(originals, tmp_path):
         assemble(**originals | {"projection": tmp_path / "two.pth"}, out=tmp_path / "out")
 
 
-def test_another_projection_for_a_folder_of_ours(originals, converted, tmp_path):
+def test_another_projection_for_a_checkpoint(originals, converted, tmp_path):
     """Every other part, tokenizer and prompt format come from the folder as they are."""
     weight, bias = torch.randn(48, 32), torch.randn(48)
     shutil.copyfile(converted.folder / "config.json", tmp_path / "config.json")  # as beside a training run's output
