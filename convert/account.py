@@ -52,11 +52,11 @@ class Account:
             return cls()
         try:
             stated = json.loads(path.read_text(encoding="utf-8"))
-            account = cls(**{each.name: stated[each.name] for each in fields(cls) if each.name in stated})
-            well_formed = isinstance(account.sources, dict) and isinstance(account.notes, list)
+            account = cls(**{each.name: stated[each.name] for each in fields(cls) if each.name in dict(stated)})
+            kinds = [type(each) for each in (stated, account.sources, account.notes, account.language_code)]
         except (ValueError, TypeError):
-            well_formed = False
-        if not well_formed:
+            kinds = []
+        if kinds != [dict, dict, list, dict]:
             raise ValueError(f"{path} is not the account of a conversion: restore it, or convert again.")
         if "fresh_projection" not in stated:  # 0.1.0 had the sentence among its notes, and no other mark
             account.fresh_projection = bool(account.sources) and "projection" not in account.sources
