@@ -158,10 +158,14 @@ def _write_small_files(folder: Path, plan: ConversionPlan):
 
 def _account(plan: ConversionPlan, proof: Proof | None) -> Account:
     projection = plan.sources.get("projection")
+    fresh = projection is None
+    if projection is not None and projection.layout is JMINIGPT4:
+        before = Account.read(projection.need_folder())
+        fresh = before.fresh_projection and not before.trained_since(projection.need_folder())
     return Account(
         prompt_format=plan.prompt_format.name,
         sources={part: _origin(part, source) for part, source in plan.sources.items()},
-        fresh_projection=projection is None,
+        fresh_projection=fresh,
         datasets=datasets_of(projection.readme) if projection else [],
         notes=plan.notes,
         proof=proof.rows() if proof else None,

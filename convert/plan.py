@@ -150,9 +150,9 @@ def _check_encoder(model: JMiniGPT4ForConditionalGeneration, size: dict[str, int
     try:
         model.eval().float().get_query_features(pixel_values)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removesuffix(".")
         raise ValueError(
-            f"An image encoder of type {kind!r} cannot stand before a Q-Former: {reason} Take a ViT, CLIP, SigLIP or "
+            f"An image encoder of type {kind!r} cannot stand before a Q-Former: {reason}. Take a ViT, CLIP, SigLIP or "
             "DINOv2, or an encoder of timm."
         ) from None
 
@@ -168,9 +168,10 @@ def _entries(
     if config.tie_word_embeddings:
         targets.pop("lm_head.weight")
     stored = StoredNames(model)
-    names = {stored.in_memory(name): name for name in tensors}
+    in_memory = {name: stored.in_memory(name) for name in tensors}
+    names = {target: name for name, target in in_memory.items()}
     missing = [name for name in targets if name not in names]
-    surplus = [stored_name for name, stored_name in names.items() if name not in targets]
+    surplus = [name for name, target in in_memory.items() if target not in targets or names[target] != name]
     if missing or surplus:
         given = ", ".join(f"{part}: {source.name}" for part, source in sources.items())
         what = f"{len(missing)} tensors of the model are in no source, {missing[0]} first" if missing else ""

@@ -152,6 +152,14 @@ def test_shards_in_and_shards_out(originals, tmp_path):
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     assert all((tmp_path / "out" / name).stat().st_size < 180_000 for name in files)
+    ours, _ = load(tmp_path / "out")
+    ours.save_pretrained(tmp_path / "again", max_shard_size=160_000)
+    index, theirs = (
+        json.loads((tmp_path / name / "model.safetensors.index.json").read_text()) for name in ("out", "again")
+    )
+    assert index["metadata"] == theirs["metadata"]
+    assert index["weight_map"].keys() == theirs["weight_map"].keys()
+    assert list(index["weight_map"]) == sorted(index["weight_map"]) and set(index["weight_map"].values()) == set(files)
 
 
 def test_pickled_shards(originals, tmp_path):

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from jminigpt4.checkpoint import save_projection
 from jminigpt4.convert import assemble, verify_folder, write_minigpt4_checkpoint
+from jminigpt4.convert.account import Account
 from jminigpt4.convert.projection import projection_part
 from jminigpt4.convert.sources import open_source
 
@@ -46,6 +47,18 @@ def test_a_fresh_projection_is_reproducible_and_said_to_be_fresh(originals, tmp_
     assert torch.equal(weight, b["model.language_projection.weight"])
     assert 0 < weight.abs().max() <= 32**-0.5  # `nn.Linear`'s own initialisation
     assert "freshly initialised" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_fresh_projection_stays_fresh_in_another_checkpoint(originals, tmp_path):
+    """Until it was trained: then the copy is not fresh either."""
+    options = {"prove_equal": False, "progress": False}
+    assemble(**originals | options | {"projection": None}, out=tmp_path / "a")
+    parts = {"vision": tmp_path / "a", "language": tmp_path / "a", "projection": tmp_path / "a"}
+    assemble(**parts, **options, out=tmp_path / "b")
+    assert Account.read(tmp_path / "b").fresh_projection
+    (tmp_path / "a" / "model-projection.safetensors").touch()
+    assemble(**parts, **options, out=tmp_path / "c")
+    assert not Account.read(tmp_path / "c").fresh_projection
 
 
 def test_a_projection_file_of_this_package(originals, converted, tmp_path):
