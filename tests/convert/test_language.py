@@ -280,9 +280,10 @@ class MysteryForCausalLM(LlamaForCausalLM):
     config_class = MysteryConfig
 """
 STRANGER = """
-    import importlib.util, json, sys
+    import importlib.util, json, pathlib, sys
     sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
     sys.path = [path for path in sys.path if not path.startswith("__editable__")]
+    sys.path = [path for path in sys.path if not pathlib.Path(path, "jminigpt4").exists()]
     assert importlib.util.find_spec("jminigpt4") is None
     import torch
     from transformers import AutoModelForImageTextToText
@@ -319,7 +320,7 @@ def test_code_of_a_named_language_model_is_run_and_carried_along(originals, myst
     check_equal(mystery, ours, WORDS)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(STRANGER), str(tmp_path / "out")],
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

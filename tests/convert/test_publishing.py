@@ -142,7 +142,7 @@ def hub():
 
 def run(program, hub, home, *arguments):
     """A fresh process that knows of no other Hub."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_test", "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     done = subprocess.run(
@@ -185,9 +185,10 @@ MAKER = """
     assert open_source("spaces/maker/room/checkpoint.pth").layout.name == "LAVIS"
 """
 STRANGER = """
-    import importlib.util, json, sys
+    import importlib.util, json, pathlib, sys
     sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
     sys.path = [path for path in sys.path if not path.startswith("__editable__")]
+    sys.path = [path for path in sys.path if not pathlib.Path(path, "jminigpt4").exists()]
     assert importlib.util.find_spec("jminigpt4") is None
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
