@@ -52,7 +52,7 @@ setup(
     package_dir={package: "/".join(package.split(".")[1:]) or "." for package in packages},
     package_data={
         "jminigpt4": ["demo/*", "demo/samples/*"],
-        "jminigpt4.convert": ["formats/*.jinja"],
+        "jminigpt4.convert": ["formats/*"],
         "jminigpt4.evaluate": ["anchors.json", "templates/*"],
         "jminigpt4.evaluate.bridges": ["lmms_eval_tasks/*"],
         "jminigpt4.train": ["recipes/*.yaml"],
