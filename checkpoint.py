@@ -21,6 +21,7 @@ except ImportError:  # Windows: no such locks; there a leftover stays until it i
 MANIFEST = "SHA256SUMS"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @contextmanager
@@ -210,7 +211,8 @@ def save_projection(model: torch.nn.Module, folder: str | os.PathLike, metadata:
     layer = model.model.language_projection
     path = Path(folder) / PROJECTION
     tensors = {"weight": layer.weight.detach().contiguous(), "bias": layer.bias.detach().contiguous()}
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path, metadata=metadata)
+    with finished_file(path) as temporary:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary, metadata=metadata)
     return path
 
 

@@ -25,11 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from ..checkpoint import DTYPES, finished_file, remove_unfinished
 from ..data.pictures import Picture, TablePicture
 from .augmentation import random_resized_crop
 
 FINGERPRINT = "fingerprint.json"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class FeatureCache:
                 )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _finished_file(path) as temporary:
+            with finished_file(path) as temporary:
                 temporary.write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def load(self):
@@ -220,6 +220,8 @@ class FeatureCache:
             progress: Whether to show a progress bar.
             watch: Called with each bad picture as it is met; may raise to stop.
         """
+        if rank == 0:
+            remove_unfinished(self.folder)
         distinct = list({picture.name: picture for picture in pictures}.values())[rank::world]
         missing = [picture for picture in distinct if picture not in self]
         bad: list[BadPicture] = []
@@ -247,10 +249,10 @@ class FeatureCache:
             views = max(1, self.encoder.views)
             features = torch.cat(encoded).unflatten(0, (len(digests), views)).contiguous()
             table = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32).copy())
-            with _finished_file(self.folder / f"features-{name}.safetensors") as temporary:
+            with finished_file(self.folder / f"features-{name}.safetensors") as temporary:
                 save_file({"features": features, "digests": table}, temporary)
         if stamps:
-            with _finished_file(self.folder / f"stamps-{name}.json") as temporary:
+            with finished_file(self.folder / f"stamps-{name}.json") as temporary:
                 temporary.write_text(json.dumps(stamps), encoding="utf-8")
         self.load()
 
@@ -292,21 +294,3 @@ def _batches(pictures: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tens
             batch = []
     if batch:
         yield torch.stack(batch)
-
-
-class _finished_file:
-    """A file that appears under its name only when it is complete and on the disk."""
-
-    def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *rest: Any):
-        if kind is None:
-            with open(self.temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)

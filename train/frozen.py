@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import read_projection, save_projection
+from ..checkpoint import DTYPES, read_projection, save_projection
 from .recipe import Recipe
 
-DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER, ADAPTER_NAME = "adapter", "default"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What peft puts before the names of an adapter's weights on disk.
@@ -27,7 +26,7 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 
     if isinstance(model, str | os.PathLike):
-        options: dict[str, Any] = {"dtype": DTYPES[recipe.precision]}
+        options: dict[str, Any] = {"dtype": DTYPES.get(recipe.dtype, recipe.dtype)}
         if recipe.load_in_8bit:
             options["quantization_config"] = _eight_bits()
         processor = processor or AutoProcessor.from_pretrained(model)
@@ -42,7 +41,9 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     if recipe.lora:
         add_lora(model, recipe.lora)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.24 calls `activation_checkpointing_enable` what was `gradient_checkpointing_enable` before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model, processor
 
 

@@ -9,7 +9,7 @@ import torch
 
 from jminigpt4.checkpoint import read_projection, save_projection
 from jminigpt4.train import engine
-from jminigpt4.train.engine import prepare, train
+from jminigpt4.train.engine import _prepare, train
 from jminigpt4.train.metrics import read_metrics
 from jminigpt4.train.recipe import Recipe
 from jminigpt4.train.trainer import newest_checkpoint
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_order_is_not_gone_on_from(run, captions):
 
 def test_a_second_stage_begins_with_the_first_ones_projection(run, make_model, processor, captions):
     first = run("first", max_steps=2)
-    second = prepare(make_model(), captions, RECIPE, processor, projection=first.output)
+    second = _prepare(make_model(), captions, RECIPE, processor, projection=first.output)
     layer = second.model.model.language_projection
     assert torch.equal(torch.cat([layer.weight.flatten(), layer.bias]), weights(first.output))
 
@@ -157,7 +157,7 @@ def test_a_projection_of_another_size_is_refused(make_model, processor, captions
     other = make_model("gpt_neox", hidden_size=16, num_attention_heads=2)
     save_projection(other, tmp_path)
     with pytest.raises(ValueError, match="another language model"):
-        prepare(make_model(), captions, RECIPE, processor, projection=tmp_path)
+        _prepare(make_model(), captions, RECIPE, processor, projection=tmp_path)
 
 
 def test_bad_pictures_are_skipped_listed_and_limited(run, captions, tmp_path):
@@ -214,7 +214,7 @@ def test_overfitting_takes_a_few_pictures_and_learns_them(run):
 
 
 def test_a_dry_run_changes_and_writes_nothing(make_model, processor, captions, tmp_path):
-    prepared = prepare(make_model(), captions, RECIPE, processor, progress=False)
+    prepared = _prepare(make_model(), captions, RECIPE, processor, progress=False)
     before = prepared.model.model.language_projection.weight.clone()
     report = prepared.dry_run()
     assert report["steps"] == 12 and report["rows"] == 9 and report["supervised_tokens_per_row"] > 2
