@@ -93,8 +93,8 @@ def features(
 ):
     """Compute the query features of pictures once, for any number of trainings."""
     from ..data.readers import as_source, read_source
-    from .distributed import from_all, init_processes
-    from .features import FeatureCache, PictureEncoder
+    from .distributed import init_processes
+    from .features import FeatureCache, PictureEncoder, fill_together
     from .frozen import load_model
     from .recipe import Recipe
 
@@ -103,9 +103,7 @@ def features(
     pictures = [picture for source in sources for row in read_source(source) for picture in row.pictures]
     loaded, processor = load_model(model, None, Recipe())
     store = FeatureCache(cache, PictureEncoder(loaded.to(state.device), processor, views, batch_size), dtype)
-    bad = store.fill(pictures, state.process_index, state.num_processes, progress=state.is_main_process)
-    bad = from_all(bad)  # waits for all, so that every file is there
-    store.load()
+    bad = fill_together(store, pictures, state)
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)

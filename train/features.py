@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from ..checkpoint import DTYPES, finished_file, remove_unfinished
 from ..data.pictures import Picture, TablePicture
 from .augmentation import random_resized_crop
+from .distributed import from_all
 
 FINGERPRINT = "fingerprint.json"
 
@@ -220,8 +222,6 @@ class FeatureCache:
             progress: Whether to show a progress bar.
             watch: Called with each bad picture as it is met; may raise to stop.
         """
-        if rank == 0:
-            remove_unfinished(self.folder)
         distinct = list({picture.name: picture for picture in pictures}.values())[rank::world]
         missing = [picture for picture in distinct if picture not in self]
         bad: list[BadPicture] = []
@@ -283,6 +283,31 @@ class FeatureCache:
             return known[2] if known is not None and known[:2] == tuple(picture.stamp()) else None
         except OSError:
             return None
+
+
+def fill_together(
+    cache: FeatureCache,
+    pictures: Iterable[Picture | TablePicture],
+    state: PartialState,
+    progress: bool = True,
+    watch: Callable[[BadPicture], None] | None = None,
+) -> list[BadPicture]:
+    """Computes what a cache misses, every process of the group its share, and returns the bad pictures of all.
+
+    Args:
+        cache: The cache, the same folder in all processes.
+        pictures, watch: As of [`FeatureCache.fill`]; all processes name the same pictures.
+        state: From `init_processes`.
+        progress: Whether the first process shows a progress bar.
+    """
+    first = state.is_main_process
+    if first:
+        remove_unfinished(cache.folder)
+    state.wait_for_everyone()  # what another process has just begun is not to be taken for a leftover
+    bad = cache.fill(pictures, state.process_index, state.num_processes, progress=progress and first, watch=watch)
+    bad = from_all(bad)  # every process has written its files by then
+    cache.load()
+    return bad
 
 
 def _batches(pictures: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

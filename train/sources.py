@@ -9,8 +9,7 @@ from accelerate import PartialState
 
 from ..data.readers import Source, as_source, read_source
 from ..data.rows import Group, Row, group_rows
-from .distributed import from_all
-from .features import BadPicture, FeatureCache
+from .features import BadPicture, FeatureCache, fill_together
 from .prompts import CaptionPrompts
 from .recipe import Recipe
 from .selection import CocoTwins, exclude, read_ids, split
@@ -106,11 +105,8 @@ def fill_cache(
     """
     everything = [group for source in sources for group in (*source.training, *source.validation)]
     pictures = [picture for group in everything for picture in group.pictures]
-    rank, world = state.process_index, state.num_processes
-    bad = cache.fill(pictures, rank, world, progress=progress and state.is_main_process, watch=policy.note)
-    for each in from_all(bad):  # waits for all, so that every file is there
+    for each in fill_together(cache, pictures, state, progress, policy.note):
         policy.note(each)
-    cache.load()
     kept = []
     for source in sources:
         usable = {
