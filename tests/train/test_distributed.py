@@ -275,7 +275,7 @@ def test_processes_outside_a_group_are_an_error(monkeypatch, make_model, process
         ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"],
         [
             "accelerate.commands.launch",
-            "--cpu",
+            "--multi_gpu",
             "--num_processes",
             "2",
             "--main_process_port",
@@ -285,7 +285,8 @@ def test_processes_outside_a_group_are_an_error(monkeypatch, make_model, process
     ids=["torchrun", "accelerate"],
 )
 def test_the_command_line_under_a_launcher(make_model, processor, captions, tmp_path, launcher):
-    """`features` by two processes: what is printed is printed once."""
+    """`features` by two processes, by gloo as there is no GPU here (`--multi_gpu` is how accelerate is told to start
+    several processes without MPI): what is printed is printed once."""
     make_model().save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     command = [sys.executable, "-m", *launcher, "-m", "jminigpt4.cli", "features", tmp_path / "model"]

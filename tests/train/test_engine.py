@@ -222,6 +222,47 @@ def test_a_dry_run_changes_and_writes_nothing(make_model, processor, captions, t
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
+def test_crops_are_drawn_from_seed_and_epoch_alone(make_model, processor, captions):
+    captions.write_text("".join(captions.read_text().splitlines(True)[:3]))
+
+    def crops(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        recipe = RECIPE.with_(augmentation=True, seed=seed, steps_per_epoch=None)
+        steps = _prepare(make_model(), captions, recipe, processor).steps
+        return steps[0].pixel_values, steps[1].pixel_values
+
+    (first, next_epoch), (again, _), (other, _) = crops(1), crops(1), crops(2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next_epoch) and not torch.equal(first, other)
+
+
+def test_cached_views_are_drawn_anew_in_every_epoch(make_model, processor, captions, tmp_path):
+    captions.write_text("".join(captions.read_text().splitlines(True)[:3]))
+    recipe = RECIPE.with_(augmentation=True, views=3, steps_per_epoch=None, epochs=12)
+    run = _prepare(make_model(), captions, recipe, processor, tmp_path / "features", progress=False)
+    picture = run.sources[0].training[0].pictures[0]
+    views = [run.pictures.features([picture], view) for view in range(3)]
+    drawn = [next(view for view in range(3) if torch.equal(step.query_features, views[view])) for step in run.steps]
+    assert set(drawn) == {0, 1, 2}
+
+
+def test_validation_pictures_are_never_trained_on(make_model, processor, captions, monkeypatch):
+    run = _prepare(make_model(), captions, RECIPE.with_(validation=0.3), processor)
+    decode, names = run.encoder.pixel_values, set()
+    monkeypatch.setattr(run.encoder, "pixel_values", lambda *given: names.add(given[1]) or decode(*given))
+    assert sum(step.rows for step in run.validation) == 3 * len(names)
+    held = set(names)
+    names.clear()
+    assert all(step.rows for step in run.steps)
+    assert held and names and not held & names and len(held | names) == 8
+
+
+def test_samples_are_generated_in_eval_mode(run, make_model):
+    model, modes = make_model(), []
+    model.register_forward_pre_hook(lambda module, given: modes.append((torch.is_grad_enabled(), module.training)))
+    run(model=model, sample_steps=1, max_steps=2)
+    assert set(modes) == {(True, True), (False, False)}
+
+
 def test_loss_per_source_is_logged(run, captions, tmp_path):
     other = captions.with_name("other.jsonl")
     other.write_text(captions.read_text().replace("犬", "青い花"))
