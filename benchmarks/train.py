@@ -424,7 +424,7 @@ def train_share(folder: Path, steps: int, results: Any, environment: dict[str, s
 
 
 def share(world: int, steps: int) -> list[dict[str, float]]:
-    """CPU seconds, rows and tokens of each of `world` forked processes: `steps` steps of 8 pictures with 3 captions."""
+    """CPU seconds, rows and tokens of each of `world` processes: `steps` steps of 8 pictures, 3 captions each."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name, socket.socket() as free:
         folder = Path(name)
