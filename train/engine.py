@@ -121,28 +121,21 @@ def train(
 
 
 def dry_run(
-    model: Any,
-    data: Any = None,
-    recipe: Recipe | str | os.PathLike = "stage1",
-    *,
-    processor: Any = None,
-    cache: str | os.PathLike | None = None,
-    projection: str | os.PathLike | None = None,
-    max_steps: int | None = None,
-    overfit: int | None = None,
-    progress: bool = True,
-    **changes: Any,
+    model: Any, data: Any = None, recipe: Recipe | str | os.PathLike = "stage1", **options: Any
 ) -> dict[str, float]:
     """One step, forward and backward, without learning from it: what a run will take. Fills the cache, if there is
-    one, and writes nothing else. Arguments and errors as of [`train`].
+    one, and writes nothing else.
+
+    Args:
+        model, data, recipe: As of [`train`], whose errors these are as well.
+        options: `processor`, `cache`, `projection`, `max_steps`, `overfit`, `progress` and changes of [`train`].
 
     Returns:
         `steps` of the run; `rows`, `tokens`, `packs` and `supervised_tokens_per_row` of the first step, over all
         processes; the `loss` of its first pack; `seconds` and `peak_memory_gb` of the process that took most; and
         the `hours` that all steps would take at this pace.
     """
-    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
-    return run.dry_run()
+    return _prepare(model, data, recipe, **options).dry_run()
 
 
 def _prepare(
@@ -241,7 +234,7 @@ class Run:
     ):
         self.model, self.processor, self.sources, self.encoder = model, processor, sources, encoder
         self.pictures, self.recipe, self.bad, self.state = pictures, recipe, bad, state
-        self.loss, self.device = PackLoss(model), state.device
+        self.loss, self.device = PackLoss(model), state.device or torch.device("cpu")
         self.rows = RowEncoder(processor, recipe.max_answer_tokens)
         groups = [source.training for source in sources]
         self.packer = Packer(

@@ -198,8 +198,8 @@ class ProjectionTrainer(Trainer):
             # One process makes the folder and renames it; the others add their random state in between.
             made = finished_folder(folder, replace=True) if self.args.process_index == 0 else nullcontext()
             with made as temporary:
-                temporary = from_first(temporary)
-                self._write_checkpoint(temporary)
+                shared: Any = from_first(temporary)
+                self._write_checkpoint(shared)
                 self.accelerator.wait_for_everyone()
             self.accelerator.wait_for_everyone()
         if self.args.should_save:
