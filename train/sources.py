@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..data.id_lists import read_ids, unmatched_line
 from ..data.readers import DataSource, as_source, read_source
 from ..data.rows import Group, Row, group_rows
-from .features import BadPicture, FeatureCache
+from .features import BadPicture, FeatureCache, fill_together
 from .prompts import CaptionPrompts
 from .recipe import Recipe
 from .selection import CocoTwins, exclude, not_in, split
@@ -118,9 +118,8 @@ def fill_cache(
     """
     everything = [group for source in sources for group in (*source.training, *source.validation)]
     pictures = [picture for group in everything for picture in group.pictures]
-    cache.fill(pictures, state.process_index, state.num_processes, progress=progress, watch=policy.note)
-    state.wait_for_everyone()
-    cache.load()
+    for each in fill_together(cache, pictures, state, progress, policy.note):
+        policy.note(each)
     kept = []
     for source in sources:
         usable = {

@@ -34,7 +34,7 @@ ROWS = 2  # conversations about each view, which travel in one sequence
 RECIPE = Recipe(
     learning_rate=1.5e-3, min_learning_rate=2e-5, warmup_learning_rate=1e-4, warmup_steps=10, epochs=1,
     steps_per_epoch=560, weight_decay=0.01, betas=(0.9, 0.98), max_grad_norm=1.0, pictures_per_step=64,
-    pack_tokens=512, precision="fp32", log_steps=20, save_steps=56, keep_checkpoints=10,
+    pack_tokens=512, dtype="float32", log_steps=20, save_steps=56, keep_checkpoints=10,
 )  # fmt: skip
 
 
