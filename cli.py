@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -93,7 +93,7 @@ for verb in VERBS:
 
 
 # click's UsageError; newer versions of typer bring click along under a name of their own.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def main():
