@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import Blip2QFormerConfig, Blip2VisionConfig
+from small_models import small_config
 
-from jminigpt4 import DEMO, JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from jminigpt4 import DEMO, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
 from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
 from jminigpt4.convert.gguf import write_gguf
@@ -58,18 +58,12 @@ QUESTIONS = ("何が写っていますか?", "何色ですか?", "何の仲間�
 
 def write_random(folder: Path, layers: int):
     """Some layers of rinna/japanese-gpt-neox-3.6b and its head, behind the smallest encoder there can be."""
-    vision = Blip2VisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=8
-    )
-    text = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
+    rinnas = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        config = JMiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text)
+        config = small_config((32, 1, 2), (32, 1, 2), (32, 1, 2), image_size=28, **rinnas)
         model = JMiniGPT4ForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(default)

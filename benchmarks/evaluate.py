@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from small_models import FIFTIETH, small_config
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Blip2QFormerConfig, Blip2VisionConfig, GPTNeoXConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
+from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.convert.formats import chat_template_for, prompt_format
 from jminigpt4.data.pictures import FilePicture
 from jminigpt4.evaluate.generation import Answerer, Generation
@@ -62,32 +63,7 @@ def make_processor() -> JMiniGPT4Processor:
 
 def make_model(processor: JMiniGPT4Processor) -> JMiniGPT4ForConditionalGeneration:
     """EVA ViT-g, Q-Former and rinna's 3.6b in their proportions at a fiftieth of the size, with random weights."""
-    vision = Blip2VisionConfig(
-        hidden_size=352,
-        intermediate_size=1536,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        image_size=224,
-        patch_size=14,
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, encoder_hidden_size=352
-    )
-    text = GPTNeoXConfig(
-        vocab_size=4096,
-        hidden_size=704,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        intermediate_size=2816,
-        max_position_embeddings=2048,
-        use_parallel_residual=False,
-        bos_token_id=2,
-        eos_token_id=3,
-        pad_token_id=0,
-    )
-    config = JMiniGPT4Config(
-        vision_config=vision, qformer_config=qformer, text_config=text, image_token_id=processor.image_token_id
-    )
+    config = small_config(**FIFTIETH, image_token_id=processor.image_token_id)
     torch.manual_seed(0)
     model = JMiniGPT4ForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = None  # every answer has the same length in both ways

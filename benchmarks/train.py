@@ -33,15 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from small_models import FIFTIETH, small_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    GPTNeoXConfig,
 )
 from transformers.initialization import no_init_weights
 
@@ -66,33 +64,7 @@ PACK_TOKENS = 256
 
 def make_config(true_scale: bool) -> JMiniGPT4Config:
     """EVA ViT-g, Q-Former and rinna's 3.6b, or the same proportions at a fiftieth of the size."""
-    if true_scale:
-        return JMiniGPT4Config()
-    vision = Blip2VisionConfig(
-        hidden_size=352,
-        intermediate_size=1536,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        image_size=224,
-        patch_size=14,
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, encoder_hidden_size=352
-    )
-    text = GPTNeoXConfig(
-        vocab_size=4096,
-        hidden_size=704,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        intermediate_size=2816,
-        max_position_embeddings=2048,
-        use_parallel_residual=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
-    return JMiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text)
+    return JMiniGPT4Config() if true_scale else small_config(**FIFTIETH)
 
 
 def make_model(config: JMiniGPT4Config, dtype: torch.dtype) -> JMiniGPT4ForConditionalGeneration:
