@@ -9,7 +9,8 @@ from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
 
 Sizes = tuple[int, int, int]
 
-# EVA ViT-g, Q-Former and rinna's 3.6b in their proportions at a fiftieth of the size: 62 million parameters.
+# EVA ViT-g, Q-Former and rinna's 3.6b in their proportions at a fiftieth of the size: 87 million parameters,
+# 65 of them the language model's.
 FIFTIETH: dict[str, Any] = {
     "vision": (352, 12, 8),
     "qformer": (192, 4, 4),
