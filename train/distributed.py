@@ -25,10 +25,9 @@ def init_processes() -> PartialState:
         ValueError: `WORLD_SIZE` is not the number of processes in the group.
     """
     announced = os.environ.get("WORLD_SIZE")
-    alone = announced in (None, "1")
-    state = PartialState(
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not (alone or _has_accelerator()), timeout=TIMEOUT
-    )
+    # Left to itself, accelerate forms no group where there is no accelerator.
+    by_gloo = announced not in (None, "1") and not _has_accelerator()
+    state = PartialState(cpu=by_gloo or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     if announced is not None and int(announced) != state.num_processes:
         raise ValueError(
             f"WORLD_SIZE is {announced}, but the process group has {state.num_processes} member(s): each would train "
