@@ -99,7 +99,7 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 def main():
     """Runs the command line. What the user can mend is said in one line, with exit status 2."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(130)
     except (ValueError, OSError, ImportError, UsageError) as error:

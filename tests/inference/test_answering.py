@@ -165,7 +165,7 @@ def test_training_does_not_show_the_next_question(answering_model, make_processo
     row = SimpleNamespace(
         pictures=(),
         image_ids=(),
-        turns=[SimpleNamespace(parts=("赤です",))],
+        answer="赤です",
         messages=lambda: [*ask("何?", 0), {"role": "assistant", "content": "赤です"}],
     )
     samples = Samples(answering_model, processor, [row], PictureEncoder(answering_model, processor), tmp_path, 1)
