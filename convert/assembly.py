@@ -34,7 +34,7 @@ from .tokenizer import prepare_tokenizer
 from .vision import Part, Read, qformer_part, vision_part
 from .writing import SHARD_BYTES, Entry, write_sharded
 
-CODE_FILES = ("configuration_jminigpt4.py", "modeling_jminigpt4.py", "processing_jminigpt4.py")
+CODE_FILES = tuple(f"{name}_jminigpt4.py" for name in ("configuration", "language", "modeling", "processing"))
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Spec = str | os.PathLike
