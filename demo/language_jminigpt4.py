@@ -26,8 +26,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 # transformers 5.24 calls `cache` what was `past_key_values` before, in arguments as in outputs.
 BASE_OUTPUTS = {field.name for field in fields(BaseModelOutputWithPast)}
 CACHE_NAME = "cache" if "cache" in BASE_OUTPUTS else "past_key_values"
-# What language models with code of their own, or of older versions of transformers, may still call it.
-OLD_CACHE_NAMES = ("past_key_values", "cache_params")
 
 
 class Family:
@@ -55,7 +53,8 @@ class Family:
         linear = [f"{base_name}.", f"{head_name}.weight", f"{head_name}.bias"]
         more = [key for key in self.shell.state_dict() if not key.startswith(tuple(linear))]
         arguments = inspect.signature(language_model.forward).parameters
-        self.cache_name = next((name for name in (CACHE_NAME, *OLD_CACHE_NAMES) if name in arguments), "")
+        # A language model with code of its own may still call it by the old name.
+        self.cache_name = next((name for name in (CACHE_NAME, "past_key_values") if name in arguments), "")
         table = type(language_model.get_input_embeddings())
         tables = [each for each in language_model.modules() if type(each) is table]
         for refused, trait in (
