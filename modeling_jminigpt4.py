@@ -146,7 +146,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         else:
             self.vision_model = AutoModel.from_config(config.vision_config)
             self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps)
-            self._keep_in_fp32_modules = [*self._keep_in_fp32_modules, "vision_layernorm"]
+            self._keep_in_fp32_modules = [*(self._keep_in_fp32_modules or ()), "vision_layernorm"]
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -490,9 +490,9 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
 
         loss = None
         if labels is not None:
-            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
+            text_labels = labels.masked_fill(labels == self.config.image_token_id, -100)
             vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=text_labels, vocab_size=vocab_size, **kwargs)
         passed_on = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return JMiniGPT4CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
 

@@ -68,7 +68,7 @@ class Family:
                 raise self._refusal(trait)
         self.in_features, self.bias, self._names = head.in_features, head.bias is not None, (base_name, head_name)
         for name in self._names:
-            delattr(self.shell, name)
+            del self.shell._modules[name]
         try:
             probes = [self._probe(dtype, head, language_model) for dtype in (torch.float32, torch.bfloat16)]
         except Exception as error:
