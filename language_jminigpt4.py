@@ -48,7 +48,7 @@ class Family:
         with torch.device("meta"), init.no_init_weights():
             self.shell: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
         head, children = self.shell.get_output_embeddings(), dict(self.shell.named_children())
-        base_name = next((name for name, child in children.items() if type(child) is type(language_model)), None)
+        base_name = next((name for name, child in children.items() if isinstance(language_model, type(child))), None)
         head_name = next((name for name, child in children.items() if child is head), None)
         linear = [f"{base_name}.", f"{head_name}.weight", f"{head_name}.bias"]
         more = [key for key in self.shell.state_dict() if not key.startswith(tuple(linear))]
