@@ -24,7 +24,7 @@ from .proof import Proof, prove
 from .sources import JMINIGPT4, Source, open_checkpoint
 from .writing import SHARD_BYTES, write_sharded
 
-CODE_FILES = ("configuration_jminigpt4.py", "modeling_jminigpt4.py", "processing_jminigpt4.py")
+CODE_FILES = tuple(f"{name}_jminigpt4.py" for name in ("configuration", "language", "modeling", "processing"))
 
 Spec = str | os.PathLike
 

@@ -87,14 +87,14 @@ def trust_language_code(folder: str | os.PathLike):
 def copy_language_code(folder: Path, model_type: str, references: dict[str, str]):
     """Copies the files of a registered type into `folder` and has the folder's own code register them."""
     config_class = CONFIG_MAPPING[model_type]
-    classes: list[Any] = [config_class, AutoModel._model_mapping[config_class]]
+    doors = {"AutoModel": AutoModel, "AutoModelForCausalLM": AutoModelForCausalLM}
+    classes: list[Any] = [config_class, *(door._model_mapping[config_class] for door in doors.values())]
     for each in classes:
         # A dynamic module lies in transformers' cache, under the name of the file it was copied from.
         module = Path(str(sys.modules[each.__module__].__file__))
         for file in (module, *map(Path, get_relative_import_files(module))):
             shutil.copyfile(file, folder / file.name)
     config_module, config_name = references["AutoConfig"].split(".")
-    model_module, model_name = references["AutoModel"].split(".")
     _append(
         folder / "configuration_jminigpt4.py",
         f"from .{config_module} import {config_name}  # noqa: E402\n\n"
@@ -102,12 +102,13 @@ def copy_language_code(folder: Path, model_type: str, references: dict[str, str]
         f'    AutoConfig.register("{model_type}", {config_name})\n',
     )
     # The configuration may have been loaded as another copy of its module; the class that counts is registered.
-    _append(
-        folder / "modeling_jminigpt4.py",
-        "from transformers.models.auto import CONFIG_MAPPING  # noqa: E402\n\n"
-        f"from .{model_module} import {model_name}  # noqa: E402\n\n"
-        f'AutoModel.register(CONFIG_MAPPING["{model_type}"], {model_name}, exist_ok=True)\n',
-    )
+    code = "from transformers import AutoModelForCausalLM  # noqa: E402\n"
+    code += "from transformers.models.auto import CONFIG_MAPPING  # noqa: E402\n"
+    for door in doors:
+        module, name = references[door].split(".")
+        code += f"\nfrom .{module} import {name}  # noqa: E402\n\n"
+        code += f'{door}.register(CONFIG_MAPPING["{model_type}"], {name}, exist_ok=True)\n'
+    _append(folder / "modeling_jminigpt4.py", code)
 
 
 def _append(file: Path, text: str):

@@ -96,10 +96,16 @@ class JMiniGPT4Config(PreTrainedConfig):
         self.vision_config = _build(self.vision_config, "blip_2_vision_model")
         self.qformer_config = _build(self.qformer_config, "blip_2_qformer")
         self.text_config = _build(self.text_config, "gpt_neox", JAPANESE_GPT_NEOX_3_6B)
+        if self.text_config.get_text_config(decoder=True) is not self.text_config:
+            raise ValueError(
+                f"The language model is of type {self.text_config.model_type!r}, which holds a language model beside "
+                "other parts: take that one alone, the config's `get_text_config(decoder=True)` with its weights."
+            )
         # The sub-configs are the truth; what they state is not to be stated twice.
         if getattr(self.vision_config, "hidden_size", None) is not None:
             self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
-        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        tied = getattr(self.text_config, "tie_word_embeddings", False)
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(tied)
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_image_token()

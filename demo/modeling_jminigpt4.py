@@ -20,7 +20,7 @@ BLIP-2 (arXiv:2301.12597).
 """
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,9 +47,10 @@ from transformers.utils import TransformersKwargs, auto_docstring, torch_compila
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_jminigpt4 import JMiniGPT4Config
+from .language_jminigpt4 import BASE_OUTPUTS, CACHE_NAME, Family
 
-# transformers 5.24 calls `cache` what was `past_key_values` before, in arguments as in outputs.
-CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+# exp of minus it is zero in float32, at temperatures up to 1.9 as well, and its square is finite in float16.
+IMAGE_TOKEN_BELOW_MAXIMUM = 200.0
 
 
 @auto_docstring(custom_intro="Output of [`JMiniGPT4Model`].")
@@ -58,9 +59,12 @@ class JMiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
     r"""
     image_hidden_states (`torch.Tensor`, *optional*):
         Projected query features that replaced the image tokens, `(num_images, num_query_tokens, text_hidden_size)`.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        What `get_image_features` gave; its `pooler_output` is `image_hidden_states`.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @auto_docstring(custom_intro="Output of [`JMiniGPT4ForConditionalGeneration`].")
@@ -68,14 +72,18 @@ class JMiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
 class JMiniGPT4CausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     loss (`torch.Tensor` of shape `(1,)`, *optional*):
-        Next-token loss, the mean over all labels that are not -100.
+        Next-token loss, the mean over all labels that are neither -100 nor the image token.
     logits (`torch.Tensor` of shape `(batch_size, kept_positions, vocab_size)`):
-        Scores of the next token. The image token's is the lowest number of the dtype: it is never spoken.
+        Scores of the next token, those of the language model's own `ForCausalLM`. The image token's is 200 below the
+        highest: its probability is zero.
     image_hidden_states (`torch.Tensor`, *optional*):
         Projected query features that replaced the image tokens, `(num_images, num_query_tokens, text_hidden_size)`.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        What `get_image_features` gave; its `pooler_output` is `image_hidden_states`.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @auto_docstring
@@ -86,7 +94,7 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = [CACHE_NAME]
     # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
-    _keep_in_fp32_modules = ["query_tokens", "qformer", "vision_layernorm", "language_projection"]
+    _keep_in_fp32_modules = ["query_tokens", "qformer", "language_projection"]
     _modules_never_quantised = (r"(model\.)?(vision_model|vision_layernorm|qformer|language_projection)", "lm_head")
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -138,9 +146,11 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         else:
             self.vision_model = AutoModel.from_config(config.vision_config)
             self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps)
+            self._keep_in_fp32_modules = [*(self._keep_in_fp32_modules or ()), "vision_layernorm"]
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
         self.language_model = AutoModel.from_config(config.text_config)
+        self.family = Family(config.text_config, self.language_model)
         embedding_size = self.language_model.get_input_embeddings().embedding_dim
         self.language_projection = nn.Linear(config.qformer_config.hidden_size, embedding_size)
         self.post_init()
@@ -257,10 +267,11 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             outputs = BaseModelOutputWithPooling(last_hidden_state=query_features)
         else:
             raise ValueError("Give exactly one of `pixel_values` and `query_features`.")
+        weight, features = self.language_projection.weight, outputs.last_hidden_state
+        # On meta only while offloaded: then accelerate moves weight and features to where they meet.
+        features = features if weight.is_meta else features.to(weight.device)
         # A quantised projection has integer weights: only a floating point dtype may be copied from it.
-        dtype = self.language_projection.weight.dtype
-        features = outputs.last_hidden_state.to(self.language_projection.weight.device)
-        features = features.to(dtype) if dtype.is_floating_point else features
+        features = features.to(weight.dtype) if weight.dtype.is_floating_point else features
         outputs.pooler_output = self.language_projection(features)
         return outputs
 
@@ -281,6 +292,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         torch_compilable_check(
             num_tokens == num_features,
             lambda: (
+                f"Image features and image tokens do not match, tokens: {int(num_tokens)}, features: {num_features}. "
                 f"The prompts hold {int(num_tokens)} image tokens but the pictures give {num_features} features "
                 f"({image_features.shape[0]} pictures of {image_features.shape[1]}): a picture needs its placeholder."
             ),
@@ -352,11 +364,13 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            **{CACHE_NAME: past_key_values if cache is None else cache},
+            **{self.family.cache_name: past_key_values if cache is None else cache},
             **kwargs,
         )
+        returned = {name: value for name, value in outputs.items() if name in BASE_OUTPUTS}
+        returned[CACHE_NAME] = outputs.get(self.family.cache_name)
         image_hidden_states = images.pooler_output if images is not None else None
-        return JMiniGPT4ModelOutputWithPast(**outputs, image_hidden_states=image_hidden_states)
+        return JMiniGPT4ModelOutputWithPast(**returned, image_hidden_states=image_hidden_states, image_outputs=images)
 
 
 @auto_docstring(custom_intro="Japanese MiniGPT-4: the model that answers.")
@@ -367,9 +381,10 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
     def __init__(self, config: JMiniGPT4Config):
         super().__init__(config)
         self.model = JMiniGPT4Model(config)
-        # Where a language model's embeddings are narrower than its blocks (OPT-350m), so is the input of its head.
-        head_size = getattr(config.text_config, "word_embed_proj_dim", config.text_config.hidden_size)
-        self.lm_head = nn.Linear(head_size, config.text_config.vocab_size, bias=config.lm_head_bias)
+        family = self.model.family
+        bias = config.lm_head_bias or family.bias
+        self.lm_head = nn.Linear(family.in_features, config.text_config.vocab_size, bias=bias)
+        self._is_stateful, self._can_compile_fullgraph = family.shell._is_stateful, family.shell._can_compile_fullgraph
         # Every family has its own name for the embeddings that the head may share.
         embeddings = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embeddings)
@@ -466,17 +481,29 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        # A picture is nothing the model can say. Masked, the token also leaves the softmax of the loss, which is then
-        # that of the language model as it was before the token joined its vocabulary.
-        logits[..., self.config.image_token_id] = torch.finfo(logits.dtype).min
+        hidden_states = outputs.last_hidden_state[:, kept, :]
+        if self.model.family.is_plain:
+            logits = self.lm_head(hidden_states)
+        else:
+            logits = self.model.family.logits(hidden_states, self.lm_head, self.model.language_model)
+        logits = self._without_image_token(logits)
 
         loss = None
         if labels is not None:
+            text_labels = labels.masked_fill(labels == self.config.image_token_id, -100)
             vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=text_labels, vocab_size=vocab_size, **kwargs)
         passed_on = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return JMiniGPT4CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
+
+    def _without_image_token(self, logits: torch.Tensor) -> torch.Tensor:
+        """A picture is nothing the model can say. Out of reach, its token also leaves the softmax of the loss, which
+        is then that of the language model as it was before the token joined its vocabulary. The lowest number of a
+        dtype would do that too, but overflows where a client adds, squares or normalises logits in float16."""
+        token = self.config.image_token_id
+        logits[..., token] = torch.finfo(logits.dtype).min
+        logits[..., token] = logits.detach().amax(-1) - IMAGE_TOKEN_BELOW_MAXIMUM
+        return logits
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
         """Lets `generate` take query features where it takes pictures: it would drop them unread."""
@@ -502,11 +529,12 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         **kwargs,
     ) -> dict:
         """A draft model of assisted generation is never told that its first step is one, and would lose the pictures:
-        an empty cache tells it."""
+        an empty cache tells it. A cache of states alone has no positions that a mask could hide."""
         cache = past_key_values if cache is None else cache
-        if kwargs.get("mm_encoder_outputs") and cache is not None and not is_first_iteration:
+        may_draft = not self._is_stateful and cache is not None and not is_first_iteration
+        if kwargs.get("mm_encoder_outputs") and may_draft:
             is_first_iteration = cache.get_seq_length() == 0
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             input_ids,
             *args,
             inputs_embeds=inputs_embeds,
@@ -514,6 +542,12 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
             **{CACHE_NAME: cache},
             **kwargs,
         )
+        if self._is_stateful and isinstance(cache, Cache) and all(cache.is_linear) and not is_first_iteration:
+            inputs["attention_mask"] = None
+        return inputs
+
+    def _supports_default_dynamic_cache(self) -> bool:
+        return self.model.family.shell._supports_default_dynamic_cache()
 
     def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
         """Continuous batching, for text only: it takes token ids and would answer about a picture it never saw.

@@ -34,6 +34,7 @@ TEXT_CONFIGS = {
     "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
     "gpt2": {"n_inner": 64},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gemma2": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
 }
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, TimmWrapperConfig
+from transformers import AutoConfig, Gemma3Config, LlamaConfig, TimmWrapperConfig
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
 
@@ -60,6 +60,12 @@ def test_qformer_follows_the_encoder(make_config):
     timm = TimmWrapperConfig(architecture="tf_efficientnet_lite0")
     config = JMiniGPT4Config(vision_config=timm, qformer_config={"encoder_hidden_size": 320})
     assert config.qformer_config.encoder_hidden_size == 320
+
+
+def test_language_model_with_parts_of_its_own_is_refused():
+    with pytest.raises(ValueError, match=r"'gemma3', which holds a language model beside other parts: take that one"):
+        JMiniGPT4Config(text_config={"model_type": "gemma3"})
+    assert JMiniGPT4Config(text_config=Gemma3Config().text_config).text_config.model_type == "gemma3_text"
 
 
 @pytest.mark.parametrize("image_token_id", [-1, 513])

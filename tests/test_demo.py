@@ -49,7 +49,7 @@ def test_folder_is_whole_and_small():
 
 
 def test_carries_the_code_of_this_version():
-    for name in ("configuration", "modeling", "processing"):
+    for name in ("configuration", "language", "modeling", "processing"):
         file = f"{name}_jminigpt4.py"
         assert (DEMO / file).read_bytes() == (DEMO.parent / file).read_bytes(), f"{file}: build the demo anew"
 

@@ -127,6 +127,12 @@ def test_image_token_is_never_generated(make_model):
     spoken = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=200, num_return_sequences=20)
     assert spoken[:, 3:].unique().numel() > 400  # every other token is as likely as the next
     assert IMAGE not in spoken
+    with torch.no_grad():
+        model.lm_head.weight[:] = torch.randn(513, 32)
+        model.lm_head.weight[IMAGE] *= 100  # would win nearly every second time
+    for options in ({}, {"num_beams": 4}, {"do_sample": True, "temperature": 2.0, "top_k": 0}):
+        spoken = model.generate(**inputs, max_new_tokens=50, **{"do_sample": False, **options})
+        assert IMAGE not in spoken
 
 
 def test_generate_batch_refuses_pictures(model):

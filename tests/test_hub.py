@@ -100,6 +100,7 @@ def test_folder_is_complete(folder):
         "config.json",
         "configuration_jminigpt4.py",
         "generation_config.json",
+        "language_jminigpt4.py",
         "model.safetensors",
         "modeling_jminigpt4.py",
         "processing_jminigpt4.py",
@@ -121,10 +122,10 @@ def test_folder_is_complete(folder):
 
 def test_hub_files_need_nothing_but_transformers_torch_and_pillow(folder):
     allowed = {"torch", "transformers", "PIL", "numpy", "huggingface_hub"}
-    for name in ("configuration", "modeling", "processing"):
+    for name in ("configuration", "language", "modeling", "processing"):
         path = folder / f"{name}_jminigpt4.py"
         assert set(get_imports(path)) <= allowed | set(sys.stdlib_module_names)
-        assert set(get_relative_imports(path)) <= {"configuration_jminigpt4"}
+        assert set(get_relative_imports(path)) <= {"configuration_jminigpt4", "language_jminigpt4"}
 
 
 @pytest.mark.parametrize("reader", ["stranger", "friend"])

@@ -1,8 +1,10 @@
 """The model: pictures take effect, counts are checked, and nothing but the projection learns."""
 
+import copy
+
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, Blip2QFormerConfig, TimmWrapperConfig
+from transformers import AutoConfig, BitsAndBytesConfig, Blip2QFormerConfig, TimmWrapperConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
@@ -87,6 +89,7 @@ def test_inputs_embeds_given_directly(model, pixel_values):
     [
         (PROMPTS[:1], 0, "The prompts hold 4 image tokens but 0 pictures were given"),
         (PROMPTS[:1], 2, "The prompts hold 4 image tokens but the pictures give 8 features"),
+        (PROMPTS[:1], 2, "Image features and image tokens do not match, tokens: 4, features: 8"),
         (PROMPTS[2:], 1, "The prompts hold 0 image tokens but the pictures give 4 features"),
         (([2, *PICTURE, IMAGE], [2, IMAGE, IMAGE, IMAGE, 5, 5]), 2, r"hold \[5, 3\]"),
     ],
@@ -110,10 +113,158 @@ def test_image_token_is_never_spoken_nor_in_the_softmax(make_model):
         model.lm_head.weight[IMAGE] = 100 * model.lm_head.weight[:5].sum(0)  # would win somewhere
     inputs = padded([2, 40, 41, 42, 43, 44, 45])
     logits = model(**inputs).logits
-    assert (logits[..., IMAGE] == torch.finfo(torch.float32).min).all()
+    torch.testing.assert_close(logits[..., IMAGE], logits[..., :IMAGE].amax(-1) - 200)
+    assert (logits.softmax(-1)[..., IMAGE] == 0).all()
     labels = inputs["input_ids"]
-    expected = torch.nn.functional.cross_entropy(logits[0, :-1, :IMAGE], labels[0, 1:])
-    torch.testing.assert_close(model(**inputs, labels=labels).loss, expected)
+    loss = model(**inputs, labels=labels).loss
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[0, :-1, :IMAGE], labels[0, 1:]))
+    loss.backward()
+    assert (model.lm_head.weight.grad[IMAGE] == 0).all()
+
+
+def test_image_tokens_in_labels_are_ignored(model, pixel_values):
+    """`labels = input_ids.clone()` with the padding set to -100: the idiom of every tutorial."""
+    inputs = padded(*PROMPTS)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    loss = model(**inputs, pixel_values=pixel_values, labels=labels).loss
+    ignored = labels.masked_fill(labels == IMAGE, -100)
+    assert torch.equal(loss, model(**inputs, pixel_values=pixel_values, labels=ignored).loss)
+    logits = model(**inputs, pixel_values=pixel_values).logits[:, :-1, :IMAGE].flatten(0, 1)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, ignored[:, 1:].flatten()))
+    assert loss < 20
+    assert (labels == IMAGE).any()  # the caller's labels stay as they were
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_arithmetic_on_logits_in_half_precision(model, make_model, pixel_values, dtype):
+    """Distances between models, as clients compute them, see the words and not the mask."""
+    inputs = padded(PROMPTS[0])
+    logits, others = (
+        each(**inputs, pixel_values=pixel_values[:1]).logits.detach().to(dtype) for each in (model, make_model(seed=1))
+    )
+    logps, other_logps = logits.log_softmax(-1), others.log_softmax(-1)
+    divergence = (logps.exp() * (logps - other_logps)).sum(-1)
+    expected = torch.nn.functional.kl_div(
+        *(each[..., :IMAGE].float().log_softmax(-1) for each in (others, logits)), reduction="none", log_target=True
+    ).sum(-1)
+    torch.testing.assert_close(divergence.float(), expected, atol=0.05, rtol=0.05)
+    for number in (logits.sum(-1), (logits * logits).sum(-1), torch.cosine_similarity(logits, others, dim=-1)):
+        assert number.isfinite().all()
+    entropy = -(logps.exp() * logps).sum(-1)
+    assert entropy.isfinite().all()
+    assert (entropy > 0).all()
+
+
+def capped(make_model, **overrides):
+    """A language model that does something behind its head: Gemma 2 with a cap its random logits reach."""
+    return make_model("gemma2", final_logit_softcapping=2.0, **overrides)
+
+
+def test_family_computes_its_own_logits(make_model, pixel_values):
+    model = capped(make_model)
+    assert not model.model.family.is_plain
+    inputs = {**padded(PROMPTS[0]), "pixel_values": pixel_values[:1]}
+    hidden_states = model.model(**inputs).last_hidden_state
+    expected = 2 * torch.tanh(model.lm_head(hidden_states) / 2)[..., :IMAGE]
+    assert (expected - model.lm_head(hidden_states)[..., :IMAGE]).abs().max() > 0.5
+    logits = model(**inputs).logits
+    torch.testing.assert_close(logits[..., :IMAGE], expected)
+    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, logits[:, -2:])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([1, 4])).logits, logits[:, [1, 4]])
+    logits.sum().backward()
+    gradients = (model.lm_head.weight.grad, model.model.language_projection.weight.grad)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs, use_cache=False).logits, logits)
+
+
+def test_family_has_nothing_to_move_save_or_count(make_model, pixel_values, tmp_path):
+    model = capped(make_model, tie_word_embeddings=True)
+    inputs = {**padded(PROMPTS[0]), "pixel_values": pixel_values[:1]}
+    logits = model(**inputs).logits
+    assert not any("family" in name for name, _ in [*model.named_modules(), *model.named_parameters()])
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    model.save_pretrained(tmp_path / "saved")
+    torch.save(model, tmp_path / "pickled.pt")
+    copies = [
+        JMiniGPT4ForConditionalGeneration.from_pretrained(tmp_path / "saved"),
+        torch.load(tmp_path / "pickled.pt", weights_only=False),
+        copy.deepcopy(model),
+    ]
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # a copy that looked at this head would be found out
+    for each in copies:
+        assert torch.equal(each(**inputs).logits, logits)
+        assert each.lm_head.weight is each.get_input_embeddings().weight
+    half = copies[0].to(torch.bfloat16)(**inputs).logits
+    assert half.dtype == torch.bfloat16
+    assert (half - logits)[..., :IMAGE].abs().max() < 1
+
+
+def test_adapter_on_the_head_reaches_the_family(make_model, pixel_values):
+    peft = pytest.importorskip("peft")
+    model = capped(make_model)
+    inputs = {**padded(PROMPTS[0]), "pixel_values": pixel_values[:1]}
+    expected = model(**inputs).logits
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    logits = adapted(**inputs).logits
+    assert (logits - expected)[..., :IMAGE].abs().max() > 0.01
+    assert logits[..., :IMAGE].abs().max() <= 2
+    torch.testing.assert_close(adapted.merge_and_unload()(**inputs).logits, logits)
+
+
+def test_family_that_upcasts_is_not_plain(make_config):
+    """Mamba 2 gives float32 logits from bfloat16 weights: which only a probe in half precision can see."""
+    text_config = AutoConfig.for_model("mamba2", hidden_size=32, num_heads=4, head_dim=16, n_groups=1, vocab_size=513)
+    text_config.num_hidden_layers = 1
+    config = make_config()
+    config.text_config = text_config
+    model = JMiniGPT4ForConditionalGeneration(config).to(torch.bfloat16)
+    assert not model.model.family.is_plain
+    assert model(**padded(PROMPTS[2])).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("model_type", "trait"),
+    [
+        ("bert", r"BertLMHeadModel has more than a linear layer behind its base \(cls\.predictions\.bias, "),
+        ("bart", "BartForCausalLM is not built on BartModel"),
+        ("cpmant", "CpmAntForCausalLM takes no embeddings, which is what pictures are"),
+        ("gemma3n_text", "Gemma3nForCausalLM looks every token up in two tables"),
+        ("openai-gpt", "OpenAIGPTLMHeadModel keeps no keys and values"),
+    ],
+)
+def test_families_that_cannot_stand_here(make_config, model_type, trait):
+    config = make_config()
+    config.text_config = AutoConfig.for_model(model_type)
+    with torch.device("meta"), pytest.raises(ValueError, match=f"of type '{model_type}', whose {trait}"):
+        JMiniGPT4ForConditionalGeneration(config)
+
+
+def test_image_outputs(model, pixel_values):
+    outputs = model(**padded(*PROMPTS), pixel_values=pixel_values)
+    assert outputs.image_outputs.pooler_output is outputs.image_hidden_states
+    assert torch.equal(outputs.image_outputs.last_hidden_state, model.get_query_features(pixel_values))
+    assert model(**padded(PROMPTS[2])).image_outputs is None
+
+
+def test_float32_parts_are_parts_with_weights(model):
+    for name in model._keep_in_fp32_modules:
+        assert any(name in parameter.split(".") for parameter, _ in model.named_parameters()), name
+
+
+@pytest.mark.parametrize("offloaded", ["model.language_projection", "model.vision_model", "model.language_model"])
+def test_parts_offloaded_to_disk(make_model, pixel_values, tmp_path, offloaded):
+    model = make_model()
+    model.save_pretrained(tmp_path / "saved")
+    parts = ("vision_model", "vision_layernorm", "query_tokens", "qformer", "language_model", "language_projection")
+    device_map = dict.fromkeys((*(f"model.{part}" for part in parts), "lm_head"), "cpu") | {offloaded: "disk"}
+    again = JMiniGPT4ForConditionalGeneration.from_pretrained(
+        tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "offloaded"
+    )
+    assert any(parameter.is_meta for parameter in again.parameters())
+    inputs = {**padded(*PROMPTS), "pixel_values": pixel_values}
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
 
 def test_vision_layernorm_has_its_own_eps(make_model, tmp_path):
@@ -144,6 +295,8 @@ def test_timm_vision(make_config, architecture, tmp_path):
     assert (features[0] - features[1]).abs().max() > 1e-4
     model.save_pretrained(tmp_path)
     assert torch.equal(type(model).from_pretrained(tmp_path).get_query_features(pixel_values), features)
+    half = type(model).from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.model.vision_layernorm.weight.dtype == torch.float32
 
 
 def test_freeze_trains_the_projection_only(make_model, pixel_values):
@@ -169,7 +322,9 @@ def test_gradient_checkpointing_recomputes_and_agrees(make_model, pixel_values):
         model = make_model()
         model.freeze()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            # Named so since transformers 5.24.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable()
         model.train()
         layers = [m for m in model.model.language_model.modules() if isinstance(m, GradientCheckpointingLayer)]
         counts = [0]

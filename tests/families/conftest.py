@@ -1,0 +1,208 @@
+"""Tiny language models of every causal family of transformers, and the table that their tests write."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers import PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+
+TABLE = Path(__file__).parents[2] / "docs" / "language-models.md"
+VOCABULARY = 99
+
+# What the families call the sizes that make a model small; each takes the names that its configuration has.
+SIZES = {
+    # of all
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "init_std": 0.3,
+    "is_decoder": True,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    # of the older ones
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "n_inner": 64,
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "num_heads": 4,
+    "max_seq_len": 128,
+    "ffn_dim": 64,
+    "ffn_hidden_size": 64,
+    "embedding_size": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    # of mixtures of experts
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_topk": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "expert_ffn_hidden_size": 16,
+    # of latent attention
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    # of states
+    "state_size": 8,
+    "ssm_state_size": 8,
+    "expand": 2,
+    "n_groups": 1,
+    "chunk_size": 8,
+    "time_step_rank": 4,
+    "lru_width": 32,
+    "mamba_expand": 2,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+    "mamba_dt_rank": 4,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_ssm": 64,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "mamba_chunk_size": 8,
+    "use_mamba_kernels": False,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    # of embeddings for every layer
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 0,
+    "global_head_dim": 8,
+} | dict.fromkeys(
+    (
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    ),
+    0.0,
+)
+
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+CONVOLUTION = {"layer_types": ["conv", "full_attention"]}
+SCALED = {"logits_scaling": 3.0}
+CAPPED = {"final_logit_softcapping": 2.0}
+# What a family needs beyond small sizes: one layer of each kind, and something behind its head where it may have it.
+OWN = {
+    "bailing_hybrid": LINEAR,
+    "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 8},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "falcon_h1": {"lm_head_multiplier": 0.3},
+    "gemma2": CAPPED,
+    "gemma3_text": CAPPED,
+    "gemma4_unified_text": CAPPED,
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
+    "granite": SCALED,
+    "granite_swa": SCALED,
+    "granitemoe": SCALED,
+    "granitemoe_swa": SCALED,
+    "granitemoehybrid": {**SCALED, "layer_types": ["mamba", "attention"]},
+    "granitemoeshared": SCALED,
+    "hyperclovax": SCALED,
+    "inkling2_loop_text": {"unpadded_vocab_size": VOCABULARY},
+    "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": LINEAR,
+    "lfm2": CONVOLUTION,
+    "lfm2_moe": CONVOLUTION,
+    "lfm3": CONVOLUTION,
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "nanochat": CAPPED,
+    "qwen3_5_moe_text": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": LINEAR,
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "zamba": {"layer_types": ["mamba", "hybrid"], "attention_hidden_size": 64, "attention_head_dim": 16},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def family_config(model_type: str) -> PreTrainedConfig:
+    """Two layers of 32 and a vocabulary of 99."""
+    kind = CONFIG_MAPPING[model_type]
+    aliases = getattr(kind, "attribute_map", {})
+    names = {*getattr(kind, "__dataclass_fields__", {}), *aliases}
+    options = {aliases.get(name, name): value for name, value in SIZES.items() if name in names}
+    if "kv_lora_rank" in names:
+        options["num_key_value_heads"] = 4  # latent attention has keys and values for every head
+    return kind(**{**options, **OWN.get(model_type, {})})
+
+
+@pytest.fixture(scope="session")
+def make_family_config():
+    return family_config
+
+
+def read_table() -> tuple[list[str], dict[str, list[str]]]:
+    """Versions of transformers in the table's head, and its cells by family."""
+    text = TABLE.read_text(encoding="utf-8")
+    lines = text[text.index("| `model_type`") :].splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return cells[0][1:], {row[0].strip("`"): row[1:] for row in cells[2:]}
+
+
+@pytest.fixture(scope="session")
+def documented():
+    """What `docs/language-models.md` says of the installed transformers, by family: nothing while it is written."""
+    versions, rows = read_table()
+    if transformers.__version__ not in versions or os.environ.get("WRITE_LANGUAGE_MODELS"):
+        return {}
+    column = versions.index(transformers.__version__)
+    return {family: cells[column] for family, cells in rows.items()}
+
+
+def pytest_sessionfinish(session):
+    """With WRITE_LANGUAGE_MODELS=1 the results become the column of the installed transformers in the table."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not os.environ.get("WRITE_LANGUAGE_MODELS"):
+        return
+    reports = [report for outcome in ("passed", "failed") for report in reporter.stats.get(outcome, [])]
+    results = dict(found for report in reports for name, found in report.user_properties if name == "family")
+    text = TABLE.read_text(encoding="utf-8")
+    versions, rows = read_table()
+    columns = {version: {f: cells[at] for f, cells in rows.items()} for at, version in enumerate(versions)}
+    columns[transformers.__version__] = results
+    newest_last = sorted(columns, key=lambda version: [int(part) for part in version.split(".")[:3]])
+    lines = [f"| `model_type` | {' | '.join(newest_last)} |", "|---" * (len(columns) + 1) + "|"]
+    for family in sorted({family for column in columns.values() for family in column}):
+        cells = [columns[version].get(family) or "–" for version in newest_last]
+        lines.append(f"| `{family}` | {' | '.join(cells)} |")
+    start = text.index("| `model_type`")
+    TABLE.write_text(text[:start] + "\n".join(lines) + "\n", encoding="utf-8")
