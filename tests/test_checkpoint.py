@@ -139,7 +139,7 @@ def test_projection_round_trip(model, tmp_path):
     assert torch.equal(bias, model.model.language_projection.bias)
     assert metadata == {"language_model": "tiny"}
     path.write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="is not a projection file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         read_projection(path)
     with pytest.raises(FileNotFoundError):
         read_projection(tmp_path / "nowhere.safetensors")

@@ -12,7 +12,7 @@ from jminigpt4 import JMiniGPT4ForConditionalGeneration
 from jminigpt4.chat.serving import guarded_server
 from jminigpt4.chat.settings import Settings
 from jminigpt4.evaluate.benchmarks import parse_request
-from jminigpt4.evaluate.running import Plan, run
+from jminigpt4.evaluate.running import EvaluationPlan, run
 from jminigpt4.inference import loading
 from jminigpt4.inference.loading import checkpoint_config, fingerprint, load_checkpoint
 from jminigpt4.train.frozen import load_model
@@ -40,7 +40,7 @@ def by_evaluate(folder, tmp_path, device=None, dtype=None) -> str:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     questions = tmp_path / "own.jsonl"
     questions.write_text(json.dumps({"image": "a.png", "question": "何色?", "answer": "赤"}, ensure_ascii=False))
-    run(Plan([parse_request(str(questions))], tmp_path / "out", str(folder), device=device, dtype=dtype))
+    run(EvaluationPlan([parse_request(str(questions))], tmp_path / "out", str(folder), device=device, dtype=dtype))
     settings = next((tmp_path / "out").rglob("settings.json"))
     return "torch." + json.loads(settings.read_text(encoding="utf-8"))["dtype"]
 
