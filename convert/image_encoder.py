@@ -148,7 +148,7 @@ def _timm(source: Source) -> Part:
 
 def _stock(source: Source) -> Part:
     config: Any = stock_vision_config(source.config)
-    check_image_encoder(config.to_dict())
+    check_image_encoder(config)
     with torch.device("meta"):
         encoder = AutoModel.from_config(config)
     stored, found = StoredNames(encoder), set()

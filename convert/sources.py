@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from ..checkpoint import read_json_object
+from ..checkpoint import is_hub_id, read_json_object, user_path
 from .stock_vision import stock_vision_config
 from .weights import Weights
 
@@ -133,7 +133,7 @@ class Source:
     @property
     def public_name(self) -> str:
         """Name without the folders of this machine: a Hub id as it is, of a local path the last part."""
-        return Path(self.name).name if os.path.exists(self.name) else self.name
+        return user_path(self.name).name if user_path(self.name).exists() else self.name
 
     def need_folder(self) -> Path:
         """The folder of small files, where the part cannot do without.
@@ -177,11 +177,11 @@ def open_source(name: str | os.PathLike) -> Source:
         FileNotFoundError: There is neither such a path nor such a repository.
         ValueError: It is none of the known layouts.
     """
-    name = os.fspath(name)
-    if os.path.isfile(name):
-        return _open_file(name, Path(name))
-    if os.path.isdir(name):
-        return _open_folder(name, Path(name), lambda file: _local(Path(name) / file))
+    name, path = os.fspath(name), user_path(name)
+    if path.is_file():
+        return _open_file(name, path)
+    if path.is_dir():
+        return _open_folder(name, path, lambda file: _local(path / file))
     return _open_from_hub(name)
 
 
@@ -237,7 +237,7 @@ def _open_from_hub(name: str) -> Source:
     kind = "space" if repo.startswith("spaces/") else "model"
     parts = repo.removeprefix("spaces/").split("/")
     repo, file = "/".join(parts[:2]), "/".join(parts[2:])
-    if len(parts) < 2 or (file and not file.endswith(WEIGHT_FILES)) or (kind == "space" and not file):
+    if not is_hub_id(repo) or (file and not file.endswith(WEIGHT_FILES)) or (kind == "space" and not file):
         raise FileNotFoundError(f"{name} does not exist, and is no Hub id (USER/NAME or USER/NAME/FILE.pth) either.")
     try:
         if file:

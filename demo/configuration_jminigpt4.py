@@ -133,10 +133,10 @@ class JMiniGPT4Config(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any):
+        check_image_encoder(self.vision_config)
         self.vision_config = _build(self.vision_config, "blip_2_vision_model")
         self.qformer_config = _build(self.qformer_config, "blip_2_qformer")
         self.text_config = _build(self.text_config, "gpt_neox", JAPANESE_GPT_NEOX_3_6B)
-        check_image_encoder(self.vision_config.to_dict())
         # The sub-configs are the truth; what they state is not to be stated twice.
         if getattr(self.vision_config, "hidden_size", None) is not None:
             self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
@@ -163,6 +163,8 @@ def check_image_encoder(config: Any):
     Raises:
         ValueError: An architecture is no plain name, or an argument is not in `TIMM_ARGUMENTS` or no plain value.
     """
+    if isinstance(config, PreTrainedConfig):
+        config = config.to_dict()
     if isinstance(config, list | tuple):
         for each in config:
             check_image_encoder(each)

@@ -4,6 +4,7 @@ evaluation and training alike."""
 import logging
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -95,8 +96,7 @@ def load_checkpoint(
     loaded = loaded.eval() if options else loaded.eval().to(place)
     # Where quantising rounded the values away, those on disk are looked at. Cheap: it reads them once.
     values = read_stored(tensors) if options else loaded.state_dict().items()
-    if problems := finite_problems(values):
-        raise ValueError(refusal(folder, problems))
+    _refuse_not_finite(folder, values)
     if isinstance(loaded, LlamaCppForConditionalGeneration):
         loaded.weights = weights
     if quantization is not None and quantization.linear is not None:
@@ -113,6 +113,25 @@ def _checked_tensors(architecture: type, config: JMiniGPT4Config, folder: Path) 
     if problems := weight_problems(model, tensors):
         raise ValueError(refusal(folder, problems))
     return tensors
+
+
+def _refuse_not_finite(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]):
+    if problems := finite_problems(tensors):
+        raise ValueError(refusal(folder, problems))
+
+
+def check_checkpoint(model: str | Path) -> Path:
+    """The folder of a checkpoint that [`load_checkpoint`] would load, for whatever loads it in another way.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: As [`load_checkpoint`].
+    """
+    folder = checkpoint_folder(model)
+    config = read_config(folder)
+    _fitting_processor(folder, config)
+    tensors = _checked_tensors(JMiniGPT4ForConditionalGeneration, config, folder)
+    _refuse_not_finite(folder, read_stored(tensors))
+    return folder
 
 
 def load_processor(model: str | Path) -> JMiniGPT4Processor:
