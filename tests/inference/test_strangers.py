@@ -119,10 +119,10 @@ def test_every_verb_refuses_missing_weights(folder, door):
 @pytest.mark.parametrize("layers", [1, 3, 10**5, 10**9])
 def test_another_number_of_layers(folder, layers):
     change_json(folder, "config.json", "text_config", num_hidden_layers=layers)
-    before = time.monotonic()
+    before = time.process_time()
     with pytest.raises(ValueError, match=r"layers\.[12]\.|far more than are stored|no such model has"):
         load_checkpoint(folder, "cpu")
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 def test_quantised_loading_looks_at_the_values_too(folder):
@@ -197,94 +197,37 @@ def test_an_index_that_is_none(folder, index, sentence):
 
 
 CODE = "from pathlib import Path\nPath({!r}).touch()\n"
+CONFIG, TOKENIZER = ("config.json",), ("tokenizer_config.json",)
+PROCESSOR, GENERATION = ("processor_config.json",), ("generation_config.json",)
+TEXT, VISION, PICTURES = (*CONFIG, "text_config"), (*CONFIG, "vision_config"), (*PROCESSOR, "image_processor")
 FOREIGN = {
-    "another model": (
-        "config.json",
-        (),
-        {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}},
-        "a evil checkp",
-    ),
-    "another known model": ("config.json", (), {"model_type": "bert"}, "is a bert checkpoint"),
-    "tokenizer": (
-        "tokenizer_config.json",
-        (),
-        {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
-        "no code of",
-    ),
-    "tokenizer class": (
-        "tokenizer_config.json",
-        (),
-        {"tokenizer_class": "Evil"},
-        "'Evil' is no tokenizer of transform",
-    ),
-    "tokenizer file": ("tokenizer_config.json", (), {"tokenizer_file": "/etc/passwd"}, "read from its own folder"),
-    "processor": (
-        "processor_config.json",
-        (),
-        {"auto_map": {"AutoProcessor": "evil.Evil"}},
-        "no code of",
-    ),
-    "processor class": (
-        "processor_config.json",
-        (),
-        {"processor_class": "CLIPProcessor"},
-        "`processor_class` must be",
-    ),
-    "pictures": (
-        "processor_config.json",
-        ("image_processor",),
-        {"auto_map": {"AutoImageProcessor": "e.E"}},
-        "no code of",
-    ),
-    "no limit": (
-        "processor_config.json",
-        ("image_processor",),
-        {"max_pixels": 10**12},
-        "`max_pixels` must be less than",
-    ),
-    "a method": ("processor_config.json", ("image_processor",), {"to_rgb": "x"}, "`to_rgb` is no field that is known"),
-    "huge pictures": (
-        "processor_config.json",
-        ("image_processor", "size"),
-        {"height": 10**6},
-        "`size.height` must be",
-    ),
-    "kernel": ("config.json", (), {"_attn_implementation": "evil/kernel"}, "a checkpoint may name eager, sdpa"),
-    "kernel in a part": (
-        "config.json",
-        ("text_config",),
-        {"attn_implementation": "evil/kernel"},
-        "a checkpoint may name",
-    ),
-    "kernel by dict": ("config.json", (), {"attn_implementation": {"text_config": "evil/k"}}, "a checkpoint may name"),
-    "experts": ("config.json", ("text_config",), {"experts_implementation": "evil/kernel"}, "a checkpoint may name"),
-    "quantised": (
-        "config.json",
-        (),
-        {"quantization_config": {"quant_method": "hqq"}},
-        "`quantization_config` .* not supp",
-    ),
-    "labels": ("config.json", ("vision_config",), {"num_labels": 10**9}, "`vision_config.num_labels` is 1000000000"),
-    "generation": (
-        "generation_config.json",
-        (),
-        {"max_new_tokens": "many"},
-        "`max_new_tokens` must be a valid integer",
-    ),
-    "beams": ("generation_config.json", (), {"num_beams": 10**6}, "`num_beams` must be less than or equal to 64"),
-    "code in generation": (
-        "generation_config.json",
-        (),
-        {"custom_generate": "evil/g"},
-        "`custom_generate` is no field",
-    ),
+    "another model": (CONFIG, {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}, "a evil checkp"),
+    "another known model": (CONFIG, {"model_type": "bert"}, "is a bert checkpoint"),
+    "tokenizer": (TOKENIZER, {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, "no code of"),
+    "tokenizer class": (TOKENIZER, {"tokenizer_class": "Evil"}, "'Evil' is no tokenizer of transform"),
+    "tokenizer file": (TOKENIZER, {"tokenizer_file": "/etc/passwd"}, "read from its own folder"),
+    "processor": (PROCESSOR, {"auto_map": {"AutoProcessor": "evil.Evil"}}, "no code of"),
+    "processor class": (PROCESSOR, {"processor_class": "CLIPProcessor"}, "`processor_class` must be"),
+    "pictures": (PICTURES, {"auto_map": {"AutoImageProcessor": "e.E"}}, "no code of"),
+    "no limit": (PICTURES, {"max_pixels": 10**12}, "`max_pixels` must be less than"),
+    "a method": (PICTURES, {"to_rgb": "x"}, "`to_rgb` is no field that is known"),
+    "huge pictures": ((*PICTURES, "size"), {"height": 10**6}, "`size.height` must be"),
+    "kernel": (CONFIG, {"_attn_implementation": "evil/kernel"}, "a checkpoint may name eager, sdpa"),
+    "kernel in a part": (TEXT, {"attn_implementation": "evil/kernel"}, "a checkpoint may name"),
+    "kernel by dict": (CONFIG, {"attn_implementation": {"text_config": "evil/k"}}, "a checkpoint may name"),
+    "experts": (TEXT, {"experts_implementation": "evil/kernel"}, "a checkpoint may name"),
+    "quantised": (CONFIG, {"quantization_config": {"quant_method": "hqq"}}, "`quantization_config` .* not supp"),
+    "labels": (VISION, {"num_labels": 10**9}, "`vision_config.num_labels` is 1000000000"),
+    "generation": (GENERATION, {"max_new_tokens": "many"}, "`max_new_tokens` must be a valid integer"),
+    "beams": (GENERATION, {"num_beams": 10**6}, "`num_beams` must be less than or equal to 64"),
+    "code in generation": (GENERATION, {"custom_generate": "evil/g"}, "`custom_generate` is no field"),
 }
 
 
-@pytest.mark.parametrize("name, path, values, sentence", FOREIGN.values(), ids=FOREIGN)
-def test_nothing_of_a_stranger_is_run_or_asked_for(folder, tmp_path, monkeypatch, name, path, values, sentence):
+@pytest.mark.parametrize("place, values, sentence", FOREIGN.values(), ids=FOREIGN)
+def test_nothing_of_a_stranger_is_run_or_asked_for(folder, tmp_path, monkeypatch, place, values, sentence):
     (folder / "evil.py").write_text(CODE.format(str(tmp_path / "touched")))
-    change_json(folder, name, *path, **values)
+    change_json(folder, *place, **values)
     monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("asked"))
     doors = [*DOORS.values(), checkpoint_config, load_processor, request_options]
     doors.append(lambda folder: data([], str(folder)))
@@ -424,13 +367,13 @@ def test_mutated_files_are_refused_in_one_sentence(chat_model, processor, tmp_pa
         file = folder / chance.choice(files)
         good = file.read_bytes()
         file.write_bytes(mutated(good, chance))
-        start = time.monotonic()
+        start = time.process_time()
         try:
             check_checkpoint(folder)
         except (ValueError, OSError) as error:
             refused += 1
             assert "\n" not in str(error)
-        slowest = max(slowest, time.monotonic() - start)
+        slowest = max(slowest, time.process_time() - start)
         file.write_bytes(good)
     assert 250 < refused < 500  # many mutations change a number that means nothing
     assert slowest < 5
