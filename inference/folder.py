@@ -76,7 +76,7 @@ def read_processor(folder: Path) -> JMiniGPT4Processor:
     with readable(folder, "tokenizer or image processor"):
         processor = JMiniGPT4Processor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if processor.chat_template:
-        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        question: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
         with readable(folder / "chat_template.jinja"):
             processor.apply_chat_template(question, add_generation_prompt=True)
     return processor
