@@ -131,6 +131,13 @@ def test_quantised_loading_looks_at_the_values_too(folder):
         load_checkpoint(folder, "cpu", quantize="int8")
 
 
+def test_values_too_large_for_the_dtype(folder):
+    change_weights(folder, spoil("model.language_model.layers.0.mlp.dense_h_to_4h.weight", 1e6))
+    load_checkpoint(folder, "cpu")
+    with pytest.raises(ValueError, match=r"weight holds 1 values that are NaN or infinite \(in torch.float16\)"):
+        load_checkpoint(folder, "cpu", "float16")
+
+
 def test_the_report_of_transformers_shows_elsewhere(folder):
     """A library user's `from_pretrained` is transformers' own, with its own report: nothing here hushes it."""
     change_weights(folder, drop("model.language_projection."))
