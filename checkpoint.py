@@ -2,12 +2,15 @@
 projection also as a file of its own."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +24,31 @@ except ImportError:  # Windows: no such locks; there a leftover stays until it i
 MANIFEST = "SHA256SUMS"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+LFS_POINTER = b"version https://git-lfs"
+LARGEST_JSON = 64 * 2**20
+# What the Hub's own programs leave beside a checkpoint; the manifest does not list it and nothing reads it.
+HUB_FILES = re.compile(
+    r"\.gitattributes|\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/([^/]+/)*[^/]+\.(metadata|lock))"
+)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def user_path(name: str | os.PathLike) -> Path:
+    """The path that a user names, `~` expanded.
+
+    Raises:
+        ValueError: `~name` is no user of this machine.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{os.fspath(name)} names the home of a user whom this machine does not know.") from None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can mean a repository on the Hub, `user/name`. A name in a folder that is here is a path, also
+    where there is no such file in it."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None and not Path(name).parent.is_dir()
 
 
 @contextmanager
@@ -166,48 +193,147 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _listed_files(folder: Path) -> list[str]:
-    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    return sorted(
-        file.as_posix() for file in files if file.name != MANIFEST and file.parts[0] not in {".git", ".cache"}
-    )
+def _entries(folder: Path, inside: str = "") -> Iterator[tuple[str, os.DirEntry]]:
+    """Name and entry of everything below a folder but its subfolders, which are entered. Links are not followed, nor
+    is a `.git` looked into."""
+    for entry in sorted(os.scandir(folder / inside), key=lambda entry: entry.name):
+        name = f"{inside}{entry.name}"
+        if entry.is_dir(follow_symlinks=False) and name != ".git":
+            yield from _entries(folder, f"{name}/")
+        elif name != MANIFEST:
+            yield name, entry
 
 
 def write_manifest(folder: str | os.PathLike) -> Path:
-    """Writes `SHA256SUMS` over every file of `folder`, in the format of `sha256sum`, and returns its path."""
+    """Writes `SHA256SUMS` over every file of `folder`, in the format of `sha256sum`, and returns its path. Left out
+    are `.git` and `.cache`, which belong to the tools that fetched the folder."""
     folder = Path(folder)
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in _listed_files(folder)]
+    names = [name for name, entry in _entries(folder) if entry.is_file()]
+    names = sorted(name for name in names if name.partition("/")[0] not in {".git", ".cache"})
     manifest = folder / MANIFEST
-    manifest.write_text("".join(lines), encoding="utf-8")
+    manifest.write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
     return manifest
 
 
 def verify_manifest(folder: str | os.PathLike) -> list[str]:
-    """Problems of `folder` against its `SHA256SUMS`, one sentence each: missing, changed and unlisted files.
+    """Problems of `folder` against its `SHA256SUMS`, one sentence each: missing, changed and unlisted files; links,
+    pipes and devices, which are not opened; names that are listed twice or lead elsewhere.
+
+    What the Hub's programs write beside a download (`HUB_FILES`) need not be listed, and the files of a snapshot in
+    their cache may be the links into its `blobs` that they are there.
 
     Raises:
         FileNotFoundError: The folder has no `SHA256SUMS`.
-        ValueError: A line of it is not of the format of `sha256sum`.
+        ValueError: It is not a list of `sha256sum`.
     """
     folder = Path(folder)
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
-    expected = {}
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        digest, separator, name = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise ValueError(f"{manifest}, line {number}, is not a line of sha256sum.")
-        expected[name] = digest
-    present = _listed_files(folder)
-    problems = [f"{name} is missing." for name in expected if name not in present]
-    problems += [f"{name} is not listed in {MANIFEST}." for name in present if name not in expected]
+    expected, problems = _read_manifest(folder)
+    present = {}
+    for name, entry in _entries(folder):
+        if _is_file_of(folder, entry):
+            present[name] = entry
+        elif name in expected or entry.name != ".git":
+            problems.append(f"{name} is no regular file but a link, a pipe or a device: it is not opened.")
+            expected.pop(name, None)
+        else:
+            problems.append(f"{name} is not listed in {MANIFEST}.")
+    problems += [f"{name} is missing." for name in expected if name not in present]
+    unlisted = (name for name in present if name not in expected and not HUB_FILES.fullmatch(name))
+    problems += [f"{name} is not listed in {MANIFEST}." for name in unlisted]
     problems += [
         f"{name} has changed: its SHA-256 is not the listed one."
         for name in present
         if name in expected and sha256(folder / name) != expected[name]
     ]
     return problems
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """SHA-256 by name, and problems of the list itself."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or not _is_file_of(folder, manifest):
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
+    *lines, end = manifest.read_bytes().decode("utf-8").split("\n")
+    expected, problems = {}, []
+    for number, line in enumerate([*lines, end] if end else lines, 1):
+        if not (found := re.fullmatch(r"([0-9a-f]{64})  ([^\r]+)", line)) or number > len(lines):
+            raise ValueError(f"{manifest}, line {number}, is not a line of sha256sum.")
+        digest, name = found.groups()
+        if name in expected:
+            problems.append(f"{name} is listed twice in {MANIFEST}.")
+        elif name.startswith("/") or ".." in name.split("/") or "\\" in name:
+            problems.append(f"{name} leads out of the folder: {MANIFEST} may list its own files only.")
+        else:
+            expected[name] = digest
+    return expected, problems
+
+
+def _is_file_of(folder: Path, entry: os.DirEntry | Path) -> bool:
+    """Whether an entry is a regular file, or the link to one that it is in a snapshot of the Hub's cache."""
+    if not os.path.islink(entry):
+        return os.path.isfile(entry)
+    snapshot = folder.resolve()
+    is_blob = snapshot.parent.name == "snapshots" and Path(entry).resolve().parent == snapshot.parents[1] / "blobs"
+    return is_blob and os.path.isfile(entry)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no JSON object, is larger than any such file, or a pointer of git-lfs.
+    """
+    check_not_pointer(path)
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} has more than {LARGEST_JSON:,} bytes: it is no file of a checkpoint.")
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): get it anew.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__} where an object belongs: get it anew.")
+    return value
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor names to file names, from the index of a sharded checkpoint.
+
+    Raises:
+        ValueError: The index has no such map, or it names files outside its folder.
+    """
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no `weight_map`: it is no index of shards. Get it anew.")
+    for name, file in weight_map.items():
+        if not (isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", file)):
+            raise ValueError(f"{index} places {name} in {file!r}, which is no weight file of its own folder.")
+    return weight_map
+
+
+def open_weights(path: Path) -> Any:
+    """A safetensors file, opened; see `safetensors.safe_open`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is cut off, empty, a pointer of git-lfs or another kind of file.
+    """
+    check_not_pointer(path)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}): get it anew.") from None
+
+
+def check_not_pointer(path: Path):
+    """Raises `ValueError` if a regular file is a pointer of git-lfs; `FileNotFoundError` if there is no such file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, or is no regular file.")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(
+                f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull`, or download it with `hf`."
+            )
 
 
 def save_projection(model: torch.nn.Module, folder: str | os.PathLike, metadata: dict[str, str] | None = None) -> Path:
@@ -236,10 +362,15 @@ def read_projection(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor
     """
     path = Path(path)
     path = path / PROJECTION if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("weight"), file.get_tensor("bias"), file.metadata() or {}
-    except SafetensorError:
-        raise ValueError(f"{path} is not a projection file: it needs the tensors `weight` and `bias`.") from None
+    with open_weights(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name in ("weight", "bias")}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    if len(tensors) != 2:
+        raise ValueError(f"{path} is not a projection file: it needs the tensors `weight` and `bias`.")
+    weight, bias = tensors["weight"], tensors["bias"]
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not all(map(torch.is_floating_point, (weight, bias))):
+        raise ValueError(
+            f"{path} is not a projection file: weight {tuple(weight.shape)} {weight.dtype} and bias "
+            f"{tuple(bias.shape)} {bias.dtype} are no Linear layer."
+        )
+    return weight, bias, metadata

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from .. import DEMO, JMiniGPT4Processor
 from ..checkpoint import dtype_named
 from ..configuration_jminigpt4 import AUTO_MAP
-from ..inference.loading import checkpoint_config, usable_device
+from ..inference.loading import check_checkpoint, checkpoint_config, usable_device
 from .pictures import PictureLimits, open_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def guarded_server(model: str | None, host: str, port: int, device: str, dtype: 
         usable_device(device)
     if dtype != "auto":
         dtype_named(dtype)
-    checkpoint_config(name)
+    check_checkpoint(name)
     # The server knows the classes of transformers only; with an entry here it asks the Auto classes for ours.
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["jminigpt4"] = ARCHITECTURE
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import AutoModel, Blip2VisionConfig, TimmWrapperConfig
 
-from ..configuration_jminigpt4 import JMiniGPT4Config
+from ..configuration_jminigpt4 import JMiniGPT4Config, check_image_encoder
+from ..inference.stored_weights import StoredNames
 from .parts import Part, Read, attention_heads
 from .sources import BLIP2, EVA, JMINIGPT4, LAVIS, STOCK_VISION, TIMM, Source
-from .stock_vision import StoredNames, stock_vision_config
+from .stock_vision import stock_vision_config
 
 # What the originals compute with (eva_vit.py `norm_layer=partial(nn.LayerNorm, eps=1e-6)`). Early configurations of
 # the Hub's BLIP-2 say otherwise (LAVIS#418).
@@ -67,15 +68,15 @@ def _eva(source: Source, heads: int | None) -> Part:
             f"{source.name} holds no image encoder: LAVIS's and MiniGPT-4's checkpoints leave it out, because it is "
             "frozen. Give eva_vit_g.pth."
         )
-    width = weights.shape(prefix + "cls_token")[-1]
-    positions = weights.shape(prefix + "pos_embed")[1]
-    patch = weights.shape(prefix + "patch_embed.proj.weight")[-1]
+    width = weights.shape(prefix + "cls_token", 3)[-1]
+    positions = weights.shape(prefix + "pos_embed", 3)[1]
+    patch = weights.shape(prefix + "patch_embed.proj.weight", 4)[-1]
     found = 1 + max(int(key.split("blocks.")[1].split(".")[0]) for key in weights.matching(rf"{prefix}blocks\."))
     whole = bool(weights.matching(rf"{prefix}(norm|fc_norm|head)\."))
     depth = min(VIT_G_DEPTH, found) if width == VIT_G_WIDTH else found - whole
     config = Blip2VisionConfig(
         hidden_size=width,
-        intermediate_size=weights.shape(f"{prefix}blocks.0.mlp.fc1.weight")[0],
+        intermediate_size=weights.shape(f"{prefix}blocks.0.mlp.fc1.weight", 2)[0],
         num_hidden_layers=depth,
         num_attention_heads=attention_heads(heads, HEADS, width, "vision_heads", source),
         image_size=round((positions - 1) ** 0.5) * patch,
@@ -129,6 +130,7 @@ def _blip2(source: Source) -> Part:
 
 
 def _timm(source: Source) -> Part:
+    check_image_encoder(source.config)
     config = TimmWrapperConfig.from_dict(source.config)
     config.do_pooling = False
     (config.model_args or {}).pop("num_classes", None)  # there is no classifier
@@ -146,6 +148,7 @@ def _timm(source: Source) -> Part:
 
 def _stock(source: Source) -> Part:
     config: Any = stock_vision_config(source.config)
+    check_image_encoder(config)
     with torch.device("meta"):
         encoder = AutoModel.from_config(config)
     stored, found = StoredNames(encoder), set()

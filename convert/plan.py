@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from ..checkpoint import DTYPES
 from ..configuration_jminigpt4 import JMiniGPT4Config
+from ..inference.stored_weights import StoredNames
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from ..processing_jminigpt4 import JMiniGPT4Processor
 from .checks import one_of
@@ -25,7 +26,6 @@ from .projection import projection_note, projection_part
 from .qformer import qformer_part
 from .recognition import recognise_format
 from .sources import STOCK_VISION, Source, open_source
-from .stock_vision import StoredNames
 from .tokenizer import prepare_tokenizer
 from .writing import Entry
 
@@ -116,12 +116,14 @@ def _output_dtype(dtype: str | torch.dtype | None, language: Source) -> torch.dt
 
 
 def _config(vision: Part, qformer: Part, language: Part, image_token_id: int, dtype: torch.dtype) -> JMiniGPT4Config:
-    read = qformer.tensors["model.query_tokens"]
+    query_tokens = qformer.tensors["model.query_tokens"]()
+    if query_tokens.ndim != 3:
+        raise ValueError(f"The query tokens are {tuple(query_tokens.shape)}; (1, number, width) was expected.")
     return JMiniGPT4Config(
         vision_config=vision.config,
         qformer_config=qformer.config,
         text_config=language.config,
-        num_query_tokens=read().shape[1],
+        num_query_tokens=query_tokens.shape[1],
         image_token_id=image_token_id,
         lm_head_bias="lm_head.bias" in language.tensors,
         dtype=str(dtype).removeprefix("torch."),

@@ -45,7 +45,7 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
             f"{source.name} needs exactly one projection, a weight and a bias named `…llama_proj.`; "
             f"found {sum(keys.values(), [])}."
         )
-    found = source.weights.shape(keys["weight"][0])
+    found = source.weights.shape(keys["weight"][0], 2)
     if found != (hidden_size, qformer_size):
         raise ValueError(_wrong_size(source, found, (hidden_size, qformer_size), language))
     return {f"model.language_projection.{kind}": source.weights.take(key[0]) for kind, key in keys.items()}

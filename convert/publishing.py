@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ..checkpoint import MANIFEST, SCORES, write_manifest
+from ..checkpoint import MANIFEST, SCORES, user_path, write_manifest
 from .account import CONVERSION
 from .card import write_card
 from .verification import UNLISTED, verify_folder
@@ -27,12 +27,13 @@ def publish_folder(folder: Path, repo: str, private: bool = False, datasets: Ite
     Raises:
         ValueError: The folder is not whole; nothing is uploaded.
     """
+    if repo.count("/") != 1:
+        raise ValueError(f"{repo!r} is not a Hub id: write USER/NAME.")
+    folder = user_path(folder)
     # Scores are laid into a finished folder for its card.
     problems = [problem for problem in verify_folder(folder) if problem != f"{SCORES} {UNLISTED}"]
     if problems:
         raise ValueError(f"{folder} is not published: {' '.join(problems)}")
-    if repo.count("/") != 1:
-        raise ValueError(f"{repo!r} is not a Hub id: write USER/NAME.")
     api = HfApi()
     created = api.create_repo(repo, private=private, exist_ok=True).repo_id
     # Card and manifest of the published folder name the repository; they go up from beside the weights.

@@ -60,13 +60,13 @@ def _lavis(source: Source, heads: int | None) -> Part:
     prefix = "Qformer.bert.encoder.layer."
     layers = 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in weights.matching(re.escape(prefix)))
     crossing = [i for i in range(layers) if f"{prefix}{i}.crossattention.self.query.weight" in weights]
-    width = weights.shape("query_tokens")[-1]
+    width = weights.shape("query_tokens", 3)[-1]
     config = Blip2QFormerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=attention_heads(heads, HEADS, width, "qformer_heads", source),
-        intermediate_size=weights.shape(f"{prefix}0.intermediate_query.dense.weight")[0],
-        encoder_hidden_size=weights.shape(f"{prefix}0.crossattention.self.key.weight")[1],
+        intermediate_size=weights.shape(f"{prefix}0.intermediate_query.dense.weight", 2)[0],
+        encoder_hidden_size=weights.shape(f"{prefix}0.crossattention.self.key.weight", 2)[1],
         cross_attention_frequency=crossing[1] - crossing[0] if len(crossing) > 1 else layers,
         layer_norm_eps=EPS,
         use_qformer_text_input=False,

@@ -4,7 +4,6 @@ Every tensor of a source is used, or on the list of those known to be of no use,
 a tensor left behind in silence is a model that is wrong in silence.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from ..checkpoint import is_hub_id, read_json_object, user_path
 from .stock_vision import stock_vision_config
 from .weights import Weights
 
@@ -133,7 +133,7 @@ class Source:
     @property
     def public_name(self) -> str:
         """Name without the folders of this machine: a Hub id as it is, of a local path the last part."""
-        return Path(self.name).name if os.path.exists(self.name) else self.name
+        return user_path(self.name).name if user_path(self.name).exists() else self.name
 
     def need_folder(self) -> Path:
         """The folder of small files, where the part cannot do without.
@@ -177,11 +177,11 @@ def open_source(name: str | os.PathLike) -> Source:
         FileNotFoundError: There is neither such a path nor such a repository.
         ValueError: It is none of the known layouts.
     """
-    name = os.fspath(name)
-    if os.path.isfile(name):
-        return _open_file(name, Path(name))
-    if os.path.isdir(name):
-        return _open_folder(name, Path(name), lambda file: _local(Path(name) / file))
+    name, path = os.fspath(name), user_path(name)
+    if path.is_file():
+        return _open_file(name, path)
+    if path.is_dir():
+        return _open_folder(name, path, lambda file: _local(path / file))
     return _open_from_hub(name)
 
 
@@ -203,12 +203,19 @@ def _local(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json_object(path)
+    if not isinstance(config.get("model_type", ""), str):
+        raise ValueError(f"{path} states a model_type that is no text: {config['model_type']!r}.")
+    return config
+
+
 def _open_file(name: str, path: Path) -> Source:
     weights = Weights.from_file(path)
     folder_config = path.parent / "config.json" if path.suffix == ".safetensors" else None
     config = {}
     if folder_config is not None and folder_config.is_file():
-        config = json.loads(folder_config.read_text(encoding="utf-8"))
+        config = _read_config(folder_config)
     return Source(name, _recognise(weights, name, config), weights, config)
 
 
@@ -218,7 +225,7 @@ def _open_folder(name: str, folder: Path, fetch: Callable[[str], Path | None]) -
         files = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHT_FILES)
         hint = f"; it holds {', '.join(files)}: name the file itself" if files else ""
         raise FileNotFoundError(f"{name} has no config.json{hint}.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = _read_config(config_file)
     weights = Weights.from_folder(fetch, name)
     readme = _local(folder / "README.md")
     return Source(name, _recognise(weights, name, config), weights, config, folder, readme=readme)
@@ -230,7 +237,7 @@ def _open_from_hub(name: str) -> Source:
     kind = "space" if repo.startswith("spaces/") else "model"
     parts = repo.removeprefix("spaces/").split("/")
     repo, file = "/".join(parts[:2]), "/".join(parts[2:])
-    if len(parts) < 2 or (file and not file.endswith(WEIGHT_FILES)) or (kind == "space" and not file):
+    if not is_hub_id(repo) or (file and not file.endswith(WEIGHT_FILES)) or (kind == "space" and not file):
         raise FileNotFoundError(f"{name} does not exist, and is no Hub id (USER/NAME or USER/NAME/FILE.pth) either.")
     try:
         if file:
@@ -279,7 +286,7 @@ def _recognise(weights: Weights, name: str, config: dict[str, Any]) -> Layout:
     if model_type == "blip_2_qformer":
         return QFORMER
     if model_type == "timm_wrapper" or "architecture" in config:
-        is_eva = config.get("architecture", "").startswith("eva_giant_patch14")
+        is_eva = str(config.get("architecture", "")).startswith("eva_giant_patch14")
         return EVA if is_eva and "cls_token" in weights else TIMM
     if model_type is not None:
         return LANGUAGE if stock_vision_config(config) is None else STOCK_VISION

@@ -6,9 +6,7 @@ inside a checkpoint of this package. So a checkpoint has the names that the sour
 
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING, MODEL_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -38,17 +36,3 @@ def stock_class(config: PreTrainedConfig) -> Any:
     """transformers' own model, without any head, of a configuration that it knows."""
     found: Any = MODEL_MAPPING[type(config)]
     return found[0] if isinstance(found, tuple) else found
-
-
-class StoredNames:
-    """Names that transformers finds on disk, as names of a model in memory."""
-
-    def __init__(self, model: PreTrainedModel):
-        transforms = get_model_conversion_mapping(model)
-        self.names = set(model.state_dict())
-        self.renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-        self.converters = [each for each in transforms if isinstance(each, WeightConverter)]
-
-    def in_memory(self, name: str) -> str:
-        """Name in memory of a tensor on disk; one that the model does not have stays one that it does not have."""
-        return name if name in self.names else rename_source_key(name, self.renamings, self.converters)[0]

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoProcessor
-
-from ..checkpoint import MANIFEST, verify_manifest
-from ..configuration_jminigpt4 import JMiniGPT4Config
-from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
-from .stock_vision import StoredNames
-from .weights import Weights
-from .writing import check_finite
+from ..checkpoint import MANIFEST, user_path, verify_manifest
+from ..inference.folder import processor_problems, read_config, read_processor, readable
+from ..inference.stored_weights import (
+    finite_problems,
+    model_without_memory,
+    read_stored,
+    stored_tensors,
+    weight_problems,
+)
 
 UNLISTED = f"is not listed in {MANIFEST}."
 TELLING = ("config.json", "safetensors", "tokenizer.json", MANIFEST)
@@ -26,74 +25,31 @@ def verify_folder(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: There is no such folder, or it has no `SHA256SUMS`.
     """
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
     problems = _manifest_problems(folder)
     if any(name in problem for problem in problems for name in TELLING if not problem.endswith(UNLISTED)):
         return problems  # what is not the written file has nothing to say about the others
-    return problems + _weight_problems(folder) + _tokenizer_problems(folder)
+    try:
+        return problems + _part_problems(folder)
+    except (ValueError, OSError) as error:
+        return [*problems, str(error)]
 
 
 def _manifest_problems(folder: Path) -> list[str]:
     try:
-        problems = verify_manifest(folder)
+        return verify_manifest(folder)
     except ValueError:  # a line of another form, or bytes that are no text
         return [f"{MANIFEST} has changed: it is not a list of sha256sum any more."]
-    # Python ends lines at more characters than sha256sum writes.
-    text = (folder / MANIFEST).read_bytes()
-    if text.count(b"\n") != len(text.decode().splitlines()) or b"\r" in text:
-        problems.append(f"{MANIFEST} has changed: its lines do not end as sha256sum ends them.")
-    return problems
 
 
-def _weight_problems(folder: Path) -> list[str]:
-    config = JMiniGPT4Config.from_pretrained(folder)
-    with torch.device("meta"):
-        model = JMiniGPT4ForConditionalGeneration(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight")
-    stored = StoredNames(model)
-    try:
-        weights = Weights.from_folder(lambda name: path if (path := folder / name).is_file() else None, str(folder))
-        found = {name: stored.in_memory(name) for name in weights.names()}
-        problems = [f"The weights lack {name}." for name in expected if name not in found.values()]
-        for name, in_memory in found.items():
-            if in_memory not in expected:
-                problems.append(f"The weights hold {name}, which the configured model does not have.")
-            elif weights.shape(name) != expected[in_memory]:
-                problems.append(f"{name} is {weights.shape(name)}; the configuration says {expected[in_memory]}.")
-            else:
-                problems += _finite_problems(name, weights)
-    except (SafetensorError, ValueError, FileNotFoundError) as error:
-        return [str(error)]
-    return problems
-
-
-def _finite_problems(name: str, weights: Weights) -> list[str]:
-    try:
-        check_finite(name, weights.read(name))
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def _tokenizer_problems(folder: Path) -> list[str]:
-    config = JMiniGPT4Config.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder)
-    problems = []
-    if processor.image_token_id != config.image_token_id:
-        problems.append(
-            f"The image token is {processor.image_token_id} in the tokenizer, {config.image_token_id} in config.json."
-        )
-    if len(processor.tokenizer) > config.text_config.vocab_size:
-        rows = config.text_config.vocab_size
-        problems.append(f"The tokenizer has {len(processor.tokenizer)} tokens, the embedding table {rows} rows.")
-    if processor.num_query_tokens != config.num_query_tokens:
-        problems.append(
-            f"A picture is {processor.num_query_tokens} tokens for the processor, "
-            f"{config.num_query_tokens} in the model."
-        )
-    if not processor.chat_template:
-        problems.append("chat_template.jinja is missing or empty.")
-    return problems
+def _part_problems(folder: Path) -> list[str]:
+    config = read_config(folder)
+    tensors = stored_tensors(folder)
+    with readable(folder / "config.json"):
+        model = model_without_memory(config, stored=len(tensors))
+    problems = weight_problems(model, tensors) + finite_problems(read_stored(tensors))
+    processor = read_processor(folder)
+    problems += processor_problems(processor, config)
+    return problems if processor.chat_template else [*problems, "chat_template.jinja is missing or empty."]

@@ -4,8 +4,6 @@ Nothing is kept: whatever the size of a checkpoint, reading it takes the memory 
 pages that are still mapped, at most `MAPPED_BYTES`.
 """
 
-import json
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable
@@ -13,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+
+from ..checkpoint import check_not_pointer, open_weights, read_weight_map
 
 # Pages of a mapped file count as memory of the process until the file is mapped anew.
 MAPPED_BYTES = 256 * 2**20
@@ -25,22 +24,24 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: The file holds anything but tensors and plain values, or is no torch file.
     """
+    check_not_pointer(path)
     try:
         # The format of torch < 1.6 is no zip archive and cannot be mapped; it is read as a whole, just as strictly.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].removesuffix(".")
-        raise ValueError(
-            f"{path} is not a file of tensors alone, so it is not opened: {reason}. Get the original file anew."
-        ) from None
-    except (RuntimeError, EOFError) as error:
-        reason = (str(error) or "it ends too early").splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a torch file ({reason}).") from None
+    except Exception as error:  # whatever a damaged or hostile pickle makes of torch's reader
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            # Not torch's own words: they advise to run what the file holds.
+            raise ValueError(
+                f"{path} is not a file of tensors alone, so it is not opened: it asks for {found[1]}. Get the "
+                "original file anew."
+            ) from None
+        raise ValueError(f"{path} cannot be read as a torch file: it is cut off or of another kind.") from None
     for key in ("model", "state_dict", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
             break
-    tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    named = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors.")
     return tensors
@@ -76,10 +77,7 @@ class _SafetensorsFile:
         self._open()
 
     def _open(self):
-        try:
-            self.file = safe_open(self.path, framework="pt")
-        except SafetensorError as error:
-            raise ValueError(f"{self.path} is not a complete safetensors file ({error}).") from None
+        self.file = open_weights(self.path)
         self.mapped = 0
 
     def keys(self) -> Iterable[str]:
@@ -132,7 +130,7 @@ class Weights:
 
         Raises:
             FileNotFoundError: The folder has no weights.
-            ValueError: A shard that the index names is missing.
+            ValueError: A shard that the index names is missing, or the index is none.
         """
 
         def need(file_name: str) -> Path:
@@ -144,13 +142,15 @@ class Weights:
         for single in ("model.safetensors", "pytorch_model.bin"):
             index = fetch(f"{single}.index.json")
             if index is not None:
-                return cls(json.loads(index.read_text(encoding="utf-8"))["weight_map"], need)
+                return cls(read_weight_map(index), need)
             path = fetch(single)
             if path is not None:
                 return cls.from_file(path)
         raise FileNotFoundError(f"{name} has neither model.safetensors nor pytorch_model.bin, nor an index of shards.")
 
     def _reader(self, key: str) -> Any:
+        if key not in self.files:
+            raise ValueError(f"There is no {key} in its source: the file is incomplete.")
         name = self.files[key]
         if name != self._name:
             self._file = None  # the mapping of the shard before is given back first
@@ -163,8 +163,16 @@ class Weights:
     def __contains__(self, key: str) -> bool:
         return key in self.files
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._reader(key).shape(key)
+    def shape(self, key: str, dimensions: int | None = None) -> tuple[int, ...]:
+        """Sizes of a tensor.
+
+        Raises:
+            ValueError: It has not the number of `dimensions` that it should have.
+        """
+        shape = self._reader(key).shape(key)
+        if dimensions not in (None, len(shape)):
+            raise ValueError(f"{key} is {shape} in its source, but {dimensions} dimensions were expected.")
+        return shape
 
     def dtype(self, key: str) -> torch.dtype:
         return self._reader(key).dtype(key)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from ..inference.stored_weights import is_finite
+
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -102,9 +104,11 @@ def _raw_bytes(entry: Entry) -> memoryview:
     tensor = entry.read()
     if tuple(tensor.shape) != entry.shape:
         raise ValueError(f"{entry.name} is {tuple(tensor.shape)} in its source but {entry.shape} was expected.")
+    if tensor.is_floating_point() != entry.dtype.is_floating_point:
+        raise ValueError(f"{entry.name} is {tensor.dtype} in its source, which is no form of a weight.")
     check_finite(entry.name, tensor)
     converted = tensor.to(entry.dtype).contiguous()
-    if converted.dtype != tensor.dtype and not _is_finite(converted):
+    if converted.dtype != tensor.dtype and not is_finite(converted):
         raise ValueError(
             f"{entry.name} holds values too large for {entry.dtype}: choose bfloat16 or float32 for the output."
         )
@@ -113,13 +117,6 @@ def _raw_bytes(entry: Entry) -> memoryview:
 
 def check_finite(name: str, tensor: torch.Tensor):
     """Raises `ValueError`, naming the tensor, if it holds a NaN or an infinity."""
-    if not _is_finite(tensor):
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name} holds {bad} values that are NaN or infinite: its source is damaged.")
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    # A NaN becomes both extremes. Thirty times faster than to look at every value by itself.
-    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))

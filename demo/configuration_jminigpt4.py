@@ -12,6 +12,7 @@
 # limitations under the License.
 """Configuration of Japanese MiniGPT-4: one picture encoder, one Q-Former, one language model."""
 
+import re
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -45,6 +46,35 @@ JAPANESE_GPT_NEOX_3_6B = {
     "eos_token_id": 3,
     "pad_token_id": 0,
 }
+
+# What the configuration file of a checkpoint may name: transformers fetches and runs a kernel from the Hub where
+# another repository is named, and with `flash_attention_2` where that package is not installed.
+ATTENTION_OF_A_FILE = ("eager", "sdpa", "flex_attention")
+ATTENTION_KEY = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+# Arguments of timm's models that describe an architecture. Whatever else `timm.create_model` takes opens files or
+# addresses (`checkpoint_path`, `pretrained`, `pretrained_cfg`, `cache_dir` …).
+TIMM_ARGUMENTS = frozenset(
+    {
+        *("act_layer", "attn_drop_rate", "attn_pool_mlp_ratio", "attn_pool_num_heads", "attn_type", "base_dim"),
+        *("base_width", "block_size", "cardinality", "channel_multiplier", "channels", "class_token", "conv_mlp"),
+        *("conv_ratio", "depth", "depth_multiplier", "depths", "dims", "distilled", "drop_path_rate", "drop_rate"),
+        *("dynamic_img_pad", "dynamic_img_size", "embed_dim", "embed_dims", "expand_ratio", "fc_norm", "feat_size"),
+        *("final_norm", "fix_init", "fix_stem", "global_pool", "growth_rate", "head_dim", "head_hidden_size"),
+        *("head_init_scale", "head_norm_first", "img_size", "in_chans", "init_values", "kernel_size"),
+        *("kernel_sizes", "key_dim", "layers", "ls_init_value", "mlp_bias", "mlp_ratio", "mlp_ratios"),
+        *("no_embed_class", "norm_eps", "norm_layer", "num_classes", "num_features", "num_heads"),
+        *("num_prefix_tokens", "num_reg_tokens", "output_stride", "pad_type", "patch_drop_rate", "patch_norm"),
+        *("patch_size", "pool_include_prefix", "pos_drop_rate", "pos_embed", "pre_norm", "proj_bias"),
+        *("proj_drop_rate", "qk_norm", "qkv_bias", "qkv_fused", "ref_feat_shape", "reg_tokens"),
+        *("rope_grid_indexing", "rope_grid_offset", "rope_rotate_half", "rope_temperature", "rope_type"),
+        *("round_limit", "scale_attn_inner", "scale_attn_norm", "scale_mlp", "scale_mlp_norm", "scale_norm"),
+        *("sr_ratios", "stem_bias", "stem_chs", "stem_kernel_size", "stem_size", "stem_type", "stem_width"),
+        *("strict_img_size", "swiglu_align_to", "swiglu_mlp", "token_mixers", "use_abs_pos_emb", "use_fc_norm"),
+        *("use_post_norm", "use_post_transformer_norm", "use_pre_transformer_norm", "use_rel_pos_bias"),
+        *("use_rot_pos_emb", "use_shared_rel_pos_bias", "weight_init", "width", "width_factor", "window_ratio"),
+        "window_size",
+    }
+)
 
 
 @auto_docstring(custom_intro="Configuration of a [`JMiniGPT4ForConditionalGeneration`].")
@@ -92,7 +122,18 @@ class JMiniGPT4Config(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """The configuration that a file states; see [`PreTrainedConfig.from_dict`].
+
+        Raises:
+            ValueError: The file chooses an attention that would be fetched, or is no configuration.
+        """
+        _check_attention(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs: Any):
+        check_image_encoder(self.vision_config)
         self.vision_config = _build(self.vision_config, "blip_2_vision_model")
         self.qformer_config = _build(self.qformer_config, "blip_2_qformer")
         self.text_config = _build(self.text_config, "gpt_neox", JAPANESE_GPT_NEOX_3_6B)
@@ -120,6 +161,62 @@ class JMiniGPT4Config(PreTrainedConfig):
             )
         if self.num_query_tokens < 1:
             raise ValueError(f"num_query_tokens must be at least 1, got {self.num_query_tokens}.")
+
+
+def check_image_encoder(config: Any):
+    """Refuses a configuration that makes timm, at any depth of it, do anything but build an architecture.
+
+    Raises:
+        ValueError: An architecture is no plain name, or an argument is not in `TIMM_ARGUMENTS` or no plain value.
+    """
+    if isinstance(config, PreTrainedConfig):
+        config = config.to_dict()
+    if isinstance(config, list | tuple):
+        for each in config:
+            check_image_encoder(each)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        # Not `hf-hub:` and `local-dir:`, which timm follows, nor a path.
+        if key in ("architecture", "backbone") and not (value is None or _is_plain_name(value)):
+            raise ValueError(f"vision_config names the {key} {value!r}, which is no name of a model of timm.")
+        if key in ("model_args", "backbone_kwargs"):
+            _check_timm_arguments(value)
+        else:
+            check_image_encoder(value)
+
+
+def _check_timm_arguments(arguments: Any):
+    if not isinstance(arguments, dict | None):
+        raise ValueError(f"The arguments for timm in vision_config are no object: {arguments!r}.")
+    for name, value in (arguments or {}).items():
+        if name not in TIMM_ARGUMENTS:
+            raise ValueError(
+                f"vision_config hands timm the argument {name!r}, which does not describe an architecture: remove it."
+            )
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(each, int | float | None) or _is_plain_name(each) for each in values):
+            raise ValueError(f"vision_config hands timm {name}={value!r}: numbers, names and lists of them are taken.")
+
+
+def _is_plain_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]*", value) is not None
+
+
+def _check_attention(config: Any):
+    if isinstance(config, list):
+        for each in config:
+            _check_attention(each)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        _check_attention(value)
+        named = value.values() if isinstance(value, dict) else [value]
+        if ATTENTION_KEY.fullmatch(key) and not all(each in (None, *ATTENTION_OF_A_FILE) for each in named):
+            raise ValueError(
+                f"config.json chooses {key} {value!r}: a checkpoint may name {', '.join(ATTENTION_OF_A_FILE)}; any "
+                "other is for whoever loads it to choose, with `attn_implementation`."
+            )
 
 
 def _build(config: dict | PreTrainedConfig | None, model_type: str, defaults: dict | None = None) -> PreTrainedConfig:

@@ -4,17 +4,26 @@ evaluation and training alike."""
 import logging
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
 from .. import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
-from ..checkpoint import MANIFEST, dtype_named, sha256
+from ..checkpoint import MANIFEST, dtype_named, sha256, user_path
+from .folder import checkpoint_folder, processor_problems, read_config, read_processor, readable, refusal
 from .llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
 from .quantization import quantization_named, replace_linear_layers
+from .stored_weights import (
+    StoredTensor,
+    finite_problems,
+    model_without_memory,
+    read_stored,
+    stored_tensors,
+    weight_problems,
+)
 
 # Above this many parameters float32 would not fit an ordinary machine; below it, it costs little and is exact.
 LARGEST_IN_FLOAT32 = 1_000_000_000
@@ -59,7 +68,8 @@ def load_checkpoint(
     Raises:
         ImportError: bitsandbytes or llama-cpp-python is needed and not installed.
         FileNotFoundError: There is no such folder.
-        ValueError: The folder holds no checkpoint of Japanese MiniGPT-4, there is no such device, dtype or
+        ValueError: The folder holds no checkpoint of Japanese MiniGPT-4, or a damaged one: weights are missing, left
+            over, of another shape or not finite, or a file states what it may not. There is no such device, dtype or
             quantisation, both `quantize` and `gguf` were given, or the GGUF file does not belong to the checkpoint.
         OSError: The repository cannot be reached.
     """
@@ -69,23 +79,76 @@ def load_checkpoint(
     chosen_dtype = None if dtype is None else dtype_named(dtype)
     replaces_layers = quantization is not None and quantization.linear is not None
     place = usable_device(device or ("cpu" if replaces_layers else best_device()))
-    config = checkpoint_config(model)
+    folder = checkpoint_folder(model)
+    config = read_config(folder)
     weights = None if gguf is None else GgufWeights(gguf)
     if weights is not None:
-        weights.check(cast(JMiniGPT4Config, config))
+        weights.check(config)
     computed = chosen_dtype or _suitable_dtype(config, place)
     options = quantization.loading_options(computed, place) if quantization is not None else {}
     architecture = JMiniGPT4ForConditionalGeneration if weights is None else LlamaCppForConditionalGeneration
-    loaded, report = architecture.from_pretrained(
-        model, config=config, dtype=computed, output_loading_info=True, **options
+    processor = _fitting_processor(folder, config)
+    tensors = _checked_tensors(architecture, config, folder)
+    loaded = architecture.from_pretrained(
+        folder, config=config, dtype=computed, use_safetensors=True, local_files_only=True, **options
     )
-    _check_weights(report, model)
+    loaded.name_or_path = loaded.config.name_or_path = str(model)
     loaded = loaded.eval() if options else loaded.eval().to(place)
+    # Where quantising rounded the values away, those on disk are looked at. Cheap: it reads them once.
+    values = read_stored(tensors) if options else loaded.state_dict().items()
+    _refuse_not_finite(folder, values)
     if isinstance(loaded, LlamaCppForConditionalGeneration):
         loaded.weights = weights
     if quantization is not None and quantization.linear is not None:
         replace_linear_layers(loaded, quantization.linear)
-    return loaded, JMiniGPT4Processor.from_pretrained(model)
+    return loaded, processor
+
+
+def _checked_tensors(architecture: type, config: JMiniGPT4Config, folder: Path) -> dict[str, StoredTensor]:
+    """The tensors on disk, which are those of the model. transformers would fill what is missing at random, and the
+    command line hushes its report."""
+    tensors = stored_tensors(folder)
+    with readable(folder / "config.json"):
+        model = model_without_memory(config, architecture, len(tensors))
+    if problems := weight_problems(model, tensors):
+        raise ValueError(refusal(folder, problems))
+    return tensors
+
+
+def _refuse_not_finite(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]):
+    if problems := finite_problems(tensors):
+        raise ValueError(refusal(folder, problems))
+
+
+def check_checkpoint(model: str | Path) -> Path:
+    """The folder of a checkpoint that [`load_checkpoint`] would load, for whatever loads it in another way.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: As [`load_checkpoint`].
+    """
+    folder = checkpoint_folder(model)
+    config = read_config(folder)
+    _fitting_processor(folder, config)
+    tensors = _checked_tensors(JMiniGPT4ForConditionalGeneration, config, folder)
+    _refuse_not_finite(folder, read_stored(tensors))
+    return folder
+
+
+def load_processor(model: str | Path) -> JMiniGPT4Processor:
+    """The processor of a folder or Hub repository alone.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: As [`load_checkpoint`].
+    """
+    folder = checkpoint_folder(model, weights=False)
+    return _fitting_processor(folder, read_config(folder))
+
+
+def _fitting_processor(folder: Path, config: JMiniGPT4Config) -> JMiniGPT4Processor:
+    processor = read_processor(folder)
+    if problems := processor_problems(processor, config):
+        raise ValueError(refusal(folder, problems))
+    return processor
 
 
 def usable_device(name: str | torch.device) -> torch.device:
@@ -102,33 +165,21 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def checkpoint_config(model: str | Path) -> transformers.PreTrainedConfig:
-    """Configuration of a checkpoint folder or Hub repository.
+def checkpoint_config(model: str | Path) -> JMiniGPT4Config:
+    """Configuration of a checkpoint folder or Hub repository, after all its JSON files were checked.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folder holds no checkpoint of Japanese MiniGPT-4.
+        ValueError: The folder holds no checkpoint of Japanese MiniGPT-4, or a file states what it may not.
         OSError: The repository cannot be reached.
     """
-    path = Path(model)
-    if _is_path(str(model)) and not path.exists():
-        raise FileNotFoundError(f"No folder {path}: name a checkpoint folder, or user/name on the Hub.")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{path} holds no config.json: it is no checkpoint. `jminigpt4 convert` makes one.")
-    config = transformers.AutoConfig.from_pretrained(model)
-    if config.model_type != "jminigpt4":
-        raise ValueError(f"{model} is a {config.model_type} checkpoint, not one of Japanese MiniGPT-4.")
-    return config
+    return read_config(checkpoint_folder(model, weights=False))
 
 
 def fingerprint(model: str | Path) -> str | None:
     """SHA-256 of a folder's list of checksums: which state of the checkpoint it is; `None` without one."""
-    manifest = Path(model) / MANIFEST
+    manifest = user_path(model) / MANIFEST
     return sha256(manifest) if manifest.is_file() else None
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or name.count("/") != 1
 
 
 def _suitable_dtype(config: transformers.PreTrainedConfig, device: torch.device) -> torch.dtype | str:
@@ -140,14 +191,6 @@ def _suitable_dtype(config: transformers.PreTrainedConfig, device: torch.device)
         return torch.float32  # holds every number of float16, so there is nothing to be said
     _note("computing in bfloat16, which rounds the weights: the stored float16 is slow on a CPU.")
     return torch.bfloat16
-
-
-def _check_weights(report: dict[str, Any], model: str | Path):
-    """Says which weights the files lack, and are initialised at random, or hold in vain: transformers' own report is
-    hushed with all its warnings."""
-    for kind, effect in (("missing_keys", "are missing: initialised at random"), ("unexpected_keys", "are not used")):
-        if names := sorted(report[kind]):
-            _note(f"{len(names)} weights of {model} {effect}, {names[0]} among them.")
 
 
 def _note(text: str):

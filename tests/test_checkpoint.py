@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from jminigpt4.checkpoint import (
     MANIFEST,
@@ -127,9 +128,113 @@ def test_manifest_finds_any_change(tmp_path):
 def test_manifest_itself(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no SHA256SUMS"):
         verify_manifest(tmp_path)
-    (tmp_path / MANIFEST).write_text("garbage\n")
-    with pytest.raises(ValueError, match="line 1, is not a line of sha256sum"):
+    for text in ("garbage\n", f"{'0' * 64} one blank\n", f"{'G' * 64}  a\n", f"{'0' * 64}  a"):
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(ValueError, match="line 1, is not a line of sha256sum"):
+            verify_manifest(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(FileNotFoundError, match="has no SHA256SUMS"):
         verify_manifest(tmp_path)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A folder with a file, a file in a subfolder, and their manifest; beside it a file that is not its own."""
+    folder = tmp_path / "checkpoint"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a").write_text("a")
+    (folder / "sub" / "b").write_text("b")
+    (tmp_path / "outside").write_text("a")
+    write_manifest(folder)
+    return folder
+
+
+def add(name, text="x"):
+    def change(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    return change
+
+
+def link(name, target):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+def fifo(name):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def list_too(name):
+    def change(folder):
+        with open(folder / MANIFEST, "a") as file:
+            file.write(f"{sha256(folder / 'a')}  {name}\n")
+
+    return change
+
+
+NO_FILE = "is no regular file but a link, a pipe or a device: it is not opened."
+HIDING_PLACES = {
+    "in the cache": (add(".cache/evil.py"), f".cache/evil.py is not listed in {MANIFEST}."),
+    "in the Hub's cache": (add(".cache/huggingface/evil.py"), f"evil.py is not listed in {MANIFEST}."),
+    "in the Hub's downloads": (add(".cache/huggingface/download/evil.py"), f"evil.py is not listed in {MANIFEST}."),
+    "git": (add(".git/hooks/post-checkout"), f".git is not listed in {MANIFEST}."),
+    "git of a submodule": (add(".git"), f".git is not listed in {MANIFEST}."),
+    "git below": (add("sub/.git/config"), f"sub/.git/config is not listed in {MANIFEST}."),
+    "another list": (add("sub/SHA256SUMS"), f"sub/SHA256SUMS is not listed in {MANIFEST}."),
+    "linked folder": (link("more", ".."), f"more {NO_FILE}"),
+    "dangling link": (link("more", "nowhere"), f"more {NO_FILE}"),
+    "pipe": (fifo("more"), f"more {NO_FILE}"),
+    "pipe in a file's place": (fifo("a"), f"a {NO_FILE}"),
+    "link in a file's place": (link("a", "../outside"), f"a {NO_FILE}"),
+    "link inside": (link("a", "sub/b"), f"a {NO_FILE}"),
+    "listed twice": (list_too("a"), f"a is listed twice in {MANIFEST}."),
+    "listed outside": (list_too("../outside"), f"../outside leads out of the folder: {MANIFEST} may"),
+    "listed roundabout": (list_too("sub/../a"), f"sub/../a leads out of the folder: {MANIFEST} may"),
+    "listed absolutely": (list_too("/etc/passwd"), f"/etc/passwd leads out of the folder: {MANIFEST} may"),
+    "listed in vain": (list_too("./a"), "./a is missing."),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("hide, problem", HIDING_PLACES.values(), ids=HIDING_PLACES)
+def test_nothing_hides_from_the_manifest(listed, hide, problem):
+    assert verify_manifest(listed) == []
+    hide(listed)
+    (found,) = verify_manifest(listed)
+    assert problem in found
+
+
+def test_what_the_hub_leaves_beside_a_download(listed):
+    for name in ("README.md.metadata", "README.md.lock", "sub/b.metadata"):
+        add(f".cache/huggingface/download/{name}")(listed)
+    add(".cache/huggingface/.gitignore")(listed)
+    add(".cache/huggingface/CACHEDIR.TAG")(listed)
+    add(".gitattributes")(listed)
+    assert verify_manifest(listed) == []
+
+
+def test_a_snapshot_in_the_hubs_cache(listed, tmp_path):
+    """Its files are links into `blobs` beside it; a link to anywhere else is none of them."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    blobs.mkdir()
+    listed.rename(snapshot)
+    for number, name in enumerate(("a", "sub/b", MANIFEST)):
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(blobs / str(number))
+    assert verify_manifest(snapshot) == []
+    link("a", tmp_path / "outside")(snapshot)
+    assert verify_manifest(snapshot) == [f"a {NO_FILE}"]
 
 
 def test_projection_round_trip(model, tmp_path):
@@ -139,7 +244,27 @@ def test_projection_round_trip(model, tmp_path):
     assert torch.equal(bias, model.model.language_projection.bias)
     assert metadata == {"language_model": "tiny"}
     path.write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="is not a projection file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
+        read_projection(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="is a pointer of git-lfs"):
         read_projection(path)
     with pytest.raises(FileNotFoundError):
         read_projection(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    "weight, bias",
+    [
+        (torch.zeros(6), torch.zeros(2)),
+        (torch.zeros(2, 3), torch.zeros(3)),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2)),
+        (torch.zeros(2, 3), None),
+    ],
+    ids=["one dimension", "another bias", "integers", "no bias"],
+)
+def test_a_projection_that_is_no_linear_layer(tmp_path, weight, bias):
+    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    save_file(tensors, tmp_path / "projection.safetensors")
+    with pytest.raises(ValueError, match="is not a projection file"):
+        read_projection(tmp_path)

@@ -125,12 +125,11 @@ def data(
     import json
     from dataclasses import asdict
 
-    from transformers import AutoProcessor
-
     from .. import DEMO
+    from ..inference.loading import load_processor
     from .inspection import inspect
 
     rows = [row for source in _sources(data, images) or [] for row in read_source(as_source(source))]
-    processor = AutoProcessor.from_pretrained(model or DEMO)
+    processor = load_processor(model or DEMO)
     for found in inspect(rows, processor, against or (), coco_twins, progress=not as_json):
         typer.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else "\n".join(found.lines()))

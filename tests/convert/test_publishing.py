@@ -305,6 +305,26 @@ def test_a_damaged_folder_is_not_published(folder):
         publish_folder(folder, "tester/damaged")
 
 
+def test_nothing_hidden_is_published(folder):
+    from jminigpt4.convert import publish_folder
+
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "evil.py").write_text("x")
+    with pytest.raises(ValueError, match=r"not published: \.cache/evil\.py is not listed"):
+        publish_folder(folder, "tester/hidden")
+
+
+def test_what_is_no_folder_is_not_published(tmp_path):
+    from jminigpt4.convert import publish_folder, verify_folder
+
+    for name in ("nofolder", "nofolder/", "~/nofolder"):
+        for door in (verify_folder, lambda name: publish_folder(name, "tester/none")):
+            with pytest.raises(FileNotFoundError, match="nofolder is not a folder"):
+                door(tmp_path / name if name[0] != "~" else name)
+    with pytest.raises(ValueError, match="~nosuchuser/x names the home"):
+        verify_folder("~nosuchuser/x")
+
+
 def test_the_card(folder):
     account = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
     rinna = {"name": "rinna/japanese-gpt-neox-3.6b", "repo": "rinna/japanese-gpt-neox-3.6b", "license": "mit"}

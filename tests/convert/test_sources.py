@@ -1,6 +1,7 @@
 """Every kind of source for the picture side: recognised, read to the last tensor, or refused with a reason."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -345,18 +346,79 @@ def test_a_file_that_holds_code_is_not_opened(originals, tmp_path):
             return (open, (str(tmp_path / "pwned"), "w"))
 
     torch.save({"model": {"llama_proj.weight": torch.zeros(2)}, "config": Attack()}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="not a file of tensors alone"):
+    with pytest.raises(ValueError, match="not a file of tensors alone, .* asks for .*open") as raised:
         assemble(**originals | {"projection": tmp_path / "bad.pth"}, out=tmp_path / "out")
+    assert "weights_only" not in str(raised.value)
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "text"])
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "pointer", "a list", "pickled text"])
 def test_a_damaged_file_is_named(originals, damage, tmp_path):
     good = originals["qformer"].read_bytes()
-    bad = {"cut off": good[: len(good) // 2], "empty": b"", "text": b"<html>404</html>"}[damage]
-    (tmp_path / "bad.pth").write_bytes(bad)
-    with pytest.raises(ValueError, match="bad.pth"):
+    bad = {"cut off": good[: len(good) // 2], "empty": b"", "text": b"<html>404</html>", "pointer": LFS}
+    if damage == "a list":
+        torch.save([torch.zeros(2)], tmp_path / "bad.pth")
+    else:
+        (tmp_path / "bad.pth").write_bytes(bad.get(damage, pickle.dumps("text")))
+    with pytest.raises(ValueError, match="bad.pth") as raised:
         assemble(**originals | {"qformer": tmp_path / "bad.pth"}, out=tmp_path / "out")
+    assert "weights_only" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "part, key, tensor, sentence",
+    [
+        ("projection", "llama_proj.weight", torch.zeros(48), r"llama_proj.weight is \(48,\) in its source, but 2 dim"),
+        ("projection", "llama_proj.bias", torch.zeros(48, dtype=torch.int64), "bias is torch.int64 in its source"),
+        ("qformer", "query_tokens", torch.zeros(32), r"query_tokens is \(32,\) in its source, but 3 dim"),
+        ("vision", "cls_token", torch.zeros(()), r"cls_token is \(\) in its source, but 3 dimensions"),
+        ("vision", "pos_embed", None, "no pos_embed in its source"),
+    ],
+)
+def test_tensors_of_another_form(originals, part, key, tensor, sentence, tmp_path):
+    loaded = torch.load(originals[part], weights_only=True)
+    state = loaded.get("model", loaded)
+    if tensor is None:
+        del state[key]
+    else:
+        state[key] = tensor
+    torch.save(loaded, tmp_path / "source.pth")
+    with pytest.raises(ValueError, match=sentence):
+        assemble(**originals | {part: tmp_path / "source.pth"}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, text, sentence",
+    [
+        ("config.json", "[1]", "holds a JSON list"),
+        ("config.json", '{"model_type": ["gpt_neox"]}', "a model_type that is no text"),
+        ("config.json", LFS.decode(), "pointer of git-lfs"),
+        ("model.safetensors", "", "is not a complete safetensors file"),
+        ("model.safetensors.index.json", "{}", "has no `weight_map`"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../x.bin"}}', "no weight file of its own folder"),
+    ],
+)
+def test_a_damaged_folder_is_named(originals, reference, name, text, sentence, tmp_path):
+    shutil.copytree(reference / "llm", tmp_path / "llm")
+    (tmp_path / "llm" / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        assemble(**originals | {"language": tmp_path / "llm"}, out=tmp_path / "out")
+
+
+def test_a_local_name_is_not_asked_of_the_hub(originals, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(f"jminigpt4.convert.sources.{name}", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    (tmp_path / "models").mkdir()
+    for name in ("nofolder/", "models/nofolder", "./nofolder", "~/nofolder", "/nofolder/x"):
+        with pytest.raises(FileNotFoundError, match="does not exist, and is no Hub id"):
+            assemble(**originals | {"language": name}, out=tmp_path / "out")
+    with pytest.raises(ValueError, match="~nosuchuser/x names the home"):
+        assemble(**originals | {"language": "~nosuchuser/x"}, out=tmp_path / "out")
 
 
 def test_sources_that_do_not_exist(originals, tmp_path):
