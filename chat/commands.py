@@ -137,12 +137,12 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Longest request, waiting included, in seconds.")] = 300,
 ):
     """Serve OpenAI's chat completions: one model, one answer at a time (see docs/serving.md)."""
-    from .serving import ServingLimits, serve_checkpoint
+    from .serving import serve_checkpoint
 
     _check_port(port)
     if not math.isfinite(timeout):
         raise ValueError(f"--timeout must be a finite number of seconds, got {timeout}.")
-    serve_checkpoint(model, host, port, device, dtype, api_key, ServingLimits(timeout=timeout))
+    serve_checkpoint(model, host, port, device, dtype, api_key, timeout)
 
 
 def serve_command(

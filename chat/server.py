@@ -9,6 +9,7 @@ import contextlib
 import hmac
 import json
 import logging
+import socket
 import threading
 import time
 import uuid
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -45,7 +47,7 @@ class ServingLimits:
     max_requests: int = 16
     max_bytes: int = 50_000_000
     timeout: float = 300.0
-    drain: float = 8.0
+    drain: float = 7.0
 
 
 class Refusal(Exception):
@@ -84,8 +86,30 @@ class ChatServer:
         self._limits = limits
         self._started = int(time.time())
         self._requests = 0
+        self._answers: set[asyncio.Future[None]] = set()
         self._preparing = SingleThread()
         self._answering = SingleThread()
+
+    def server(self, **options: Any) -> uvicorn.Server:
+        """The server that listens; told to end, it waits for answers as long as the limits say.
+
+        Args:
+            **options: Arguments of `uvicorn.Config`.
+        """
+        cancel, drain = self._cancel, self._limits.drain
+
+        class DrainingServer(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None):
+                asyncio.get_running_loop().call_later(drain, cancel)
+                await super().shutdown(sockets)
+
+        # uvicorn's own limit is for clients that do not even send a whole request, or do not read.
+        options["timeout_graceful_shutdown"] = drain + 1
+        return DrainingServer(uvicorn.Config(self.application(), lifespan="off", ws="none", **options))
+
+    def _cancel(self):
+        for answer in self._answers:
+            answer.cancel()
 
     def application(self) -> Starlette:
         async def health(request: Request) -> JSONResponse:
@@ -115,7 +139,7 @@ class ChatServer:
                 await asyncio.wait_for(self._unless_hung_up(request, reply), self._limits.timeout)
         except ClientDisconnect:
             return
-        except asyncio.CancelledError:  # by uvicorn alone, when it has waited for answers long enough
+        except asyncio.CancelledError:
             await reply.refuse(Refusal(503, "The server is ending."))
         except asyncio.TimeoutError:
             await reply.refuse(Refusal(504, f"The answer took longer than {self._limits.timeout:g} seconds."))
@@ -152,15 +176,17 @@ class ChatServer:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        tasks = [asyncio.ensure_future(self._answer(body, reply)), asyncio.ensure_future(hung_up())]
+        answer, hang_up = asyncio.ensure_future(self._answer(body, reply)), asyncio.ensure_future(hung_up())
+        self._answers.add(answer)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                tasks[0].result()
+            await asyncio.wait([answer, hang_up], return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                answer.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._answers.remove(answer)
+            answer.cancel()
+            hang_up.cancel()
+            await asyncio.gather(answer, hang_up, return_exceptions=True)
 
     async def _body(self, request: Request) -> bytearray:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

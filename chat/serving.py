@@ -16,8 +16,6 @@ from .pictures import PictureLimits
 if TYPE_CHECKING:
     import uvicorn
 
-    from .server import ServingLimits
-
 # vLLM puts its own head onto the base model, and finds that one under `AutoModel`.
 VLLM_AUTO_MAP = {**AUTO_MAP, "AutoModel": "modeling_jminigpt4.JMiniGPT4Model"}
 # A name that no host can have (RFC 6761, section 6.4): with it on vLLM's list of media hosts nothing is fetched.
@@ -25,9 +23,9 @@ NO_HOST = "none.invalid"
 
 
 def serve_checkpoint(
-    model: str | None, host: str, port: int, device: str, dtype: str, api_key: str | None, limits: "ServingLimits"
+    model: str | None, host: str, port: int, device: str, dtype: str, api_key: str | None, timeout: float
 ):
-    """Serves until Ctrl-C or SIGTERM; what is being answered then has `limits.drain` seconds more.
+    """Serves until Ctrl-C or SIGTERM; what is being answered then may be finished within seconds.
 
     Args:
         model: A folder, or `user/name` on the Hub; the embedded demo by default.
@@ -35,14 +33,14 @@ def serve_checkpoint(
         device: `auto`, or a torch device.
         dtype: `auto` for the stored one, or `float32`, `bfloat16` or `float16`.
         api_key: What clients have to send as bearer token; `None` for no such key.
-        limits: What they may take.
+        timeout: Seconds that a request may take, waiting included.
 
     Raises:
         ValueError, OSError: As `load_checkpoint`; the key is empty; nobody can listen there.
         ImportError: The packages that serve are not installed.
     """
     with _bound_socket(host, port) as listening:
-        server = build_server(model, device, dtype, api_key, limits)
+        server = build_server(model, device, dtype, api_key, timeout)
         address = f"[{host}]" if ":" in host else host
         print(
             f"http://{address}:{listening.getsockname()[1]}/v1 serves {served_name(model)}  (Ctrl-C ends)",
@@ -53,31 +51,18 @@ def serve_checkpoint(
 
 
 def build_server(
-    model: str | None, device: str, dtype: str, api_key: str | None = None, limits: "ServingLimits | None" = None
+    model: str | None, device: str, dtype: str, api_key: str | None = None, timeout: float = 300.0
 ) -> "uvicorn.Server":
     """The server of [`serve_checkpoint`], not yet running, its model loaded."""
     try:
-        import uvicorn
-
         from .server import ChatServer, ServingLimits
     except ImportError:
         raise ImportError("Serving needs some packages more: pip install 'jminigpt4[serve]'") from None
     if api_key == "":
         raise ValueError("The API key is empty: leave it out, or choose one.")
-    limits = limits or ServingLimits()
     loaded = load_checkpoint(model or DEMO, None if device == "auto" else device, None if dtype == "auto" else dtype)
-    application = ChatServer(ChatCompletions(*loaded), served_name(model), api_key, limits).application()
-    return uvicorn.Server(
-        uvicorn.Config(
-            application,
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_level="error",
-            server_header=False,
-            timeout_graceful_shutdown=limits.drain,
-        )
-    )
+    served = ChatServer(ChatCompletions(*loaded), served_name(model), api_key, ServingLimits(timeout=timeout))
+    return served.server(access_log=False, log_level="error", server_header=False)
 
 
 def served_name(model: str | None) -> str:

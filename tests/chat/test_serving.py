@@ -1,10 +1,14 @@
 """Behind OpenAI's chat completions interface: what it answers, what it refuses, and when it stops."""
 
 import base64
+import concurrent.futures
 import contextlib
 import io
 import json
 import os
+import random
+import re
+import resource
 import shlex
 import signal
 import socket
@@ -42,26 +46,46 @@ def as_bytes(request: dict) -> bytes:
     return json.dumps(request, ensure_ascii=False).encode()
 
 
+class AskingClient(httpx.Client):
+    def __init__(self, url, **headers):
+        super().__init__(base_url=url, headers=headers, timeout=60, trust_env=False)
+        self._pool = concurrent.futures.ThreadPoolExecutor()
+
+    def ask(self, request) -> concurrent.futures.Future:
+        """Asks in a thread: its response, some time."""
+        return self._pool.submit(self.post, PATH, json=request)
+
+    def __exit__(self, *error):
+        self._pool.shutdown()
+        super().__exit__(*error)
+
+
 @contextlib.contextmanager
-def running(server):
-    """The server on a free port, in a thread: a client of it."""
-    started, startup = threading.Event(), server.startup
+def running(server, on_end=lambda: None):
+    """The server on a free port, in a thread: a client of it. `on_end` is called when the server begins to end."""
+    started, startup, shutdown = threading.Event(), server.startup, server.shutdown
 
     async def announce(sockets=None):
         await startup(sockets)
         started.set()
 
-    server.startup = announce
+    async def end(sockets=None):
+        on_end()
+        await shutdown(sockets)
+
+    server.startup, server.shutdown = announce, end
     with serving._bound_socket("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         assert started.wait(60)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield client
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+        with AskingClient(f"http://127.0.0.1:{port}") as client:
+            try:
+                yield client
+            finally:
+                server.should_exit = True
+                thread.join(20)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +99,10 @@ def completions(chat_model, processor):
     return ChatCompletions(chat_model, processor)
 
 
-def serve(completions, api_key=None, **limits):
+def serve(completions, api_key=None, on_end=lambda: None, **limits):
     """A server of its own, for a test that changes what it answers or what it allows."""
-    import uvicorn
-
-    limits = ServingLimits(**limits)
-    application = ChatServer(completions, "tiny", api_key, limits).application()
-    config = uvicorn.Config(application, lifespan="off", log_level="critical", timeout_graceful_shutdown=limits.drain)
-    return running(uvicorn.Server(config))
+    server = ChatServer(completions, "tiny", api_key, ServingLimits(**limits)).server(log_level="critical")
+    return running(server, on_end)
 
 
 class Blocked:
@@ -105,16 +125,6 @@ def blocked(completions, monkeypatch) -> Blocked:
     answer = Blocked()
     monkeypatch.setattr(completions, "answer", answer)
     return answer
-
-
-@contextlib.contextmanager
-def asking(client, request):
-    """A request that another thread waits for; its responses."""
-    responses = []
-    thread = threading.Thread(target=lambda: responses.append(client.post(PATH, json=request)))
-    thread.start()
-    yield responses
-    thread.join(60)
 
 
 def expected_text(chat_model, processor, messages, max_new_tokens) -> str:
@@ -419,16 +429,139 @@ def test_the_api_key(completions):
         assert client.get("/health").status_code == 200
 
 
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**63,
+    10**400,
+    1e308,
+    -0.0,
+    0.5,
+    "",
+    "user",
+    "text",
+    "あ",
+    "\x00",
+    "</s>",
+    [],
+    {},
+]
+VALUES += [
+    [[]],
+    {"": {}},
+    {"type": "text"},
+    {"url": "/etc/hostname"},
+    ["a"] * 9,
+    "data:image/png;base64,iVBORw0KGgo=",
+    "x" * 3000,
+]
+KEYS = [
+    "role",
+    "content",
+    "type",
+    "text",
+    "image_url",
+    "url",
+    "images",
+    "chat_template",
+    "n",
+    "stop",
+    "top_k",
+    "\u0000",
+]
+
+
+def places(value, path=()):
+    """Paths to everything inside a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from places(each, (*path, key))
+
+
+def mutated(request: dict, chance: random.Random) -> dict:
+    """The request with one thing in it replaced, left out, added, doubled or called otherwise."""
+    request = json.loads(json.dumps(request))
+    *path, last = chance.choice(list(places(request))[1:])
+    parent = request
+    for key in path:
+        parent = parent[key]
+    way = chance.randrange(5)
+    if way == 0:
+        del parent[last]
+    elif way == 1 and isinstance(parent, list):
+        parent.insert(last, parent[last])
+    elif way == 2 and isinstance(parent, dict):
+        parent[chance.choice(KEYS)] = parent.pop(last)
+    elif way == 3 and isinstance(parent, dict):
+        parent[chance.choice(KEYS)] = chance.choice(VALUES)
+    else:
+        parent[last] = chance.choice(VALUES)
+    return request
+
+
+def spoilt(request: bytes, chance: random.Random) -> bytes:
+    """The bytes of a request with some lost, exchanged or doubled."""
+    start = chance.randrange(len(request))
+    end = min(len(request), start + chance.choice([1, 1, 1, 2, 5, 50]))
+    return (
+        request[:start] + chance.choice([b"", bytes([chance.randrange(256)]), request[start:end] * 2]) + request[end:]
+    )
+
+
+def test_mutated_requests(completions, pictures):
+    """4,000 requests: each is refused in a sentence that names a field, or answered."""
+    chance = random.Random(11)
+    options = {"max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["a"], "n": 1, "stream": False}
+    options["response_format"] = {"type": "text"}
+    shown = body([data_url(pictures[0].resize((4, 3)))], "何色?", **options)
+    seeds = [
+        body([], "何色?", max_tokens=2, stream=True, stream_options={"include_usage": True}),
+        shown,
+        {
+            "messages": [
+                {"role": "system", "content": "a"},
+                *shown["messages"],
+                {"role": "assistant", "content": "b"},
+                QUESTION,
+            ]
+        },
+    ]
+    before, answered_requests = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    for number in range(4000):
+        request = chance.choice(seeds)
+        for _ in range(chance.choice([1, 1, 2, 4])):
+            request = mutated(request, chance) if len(request) else request
+        request = as_bytes(request) if number % 3 else spoilt(as_bytes(request), chance)
+        began = time.monotonic()
+        try:
+            prepared = completions.prepare(request)
+        except ValueError as error:
+            assert re.match("The request: (`|it must be an object)|The request is not valid JSON", str(error)), request
+        else:
+            answered_requests += 1
+            if answered_requests % 2 == 0 and (prepared.request.max_tokens or 9) < 9:
+                completions.answer(prepared, str, threading.Event())
+        assert time.monotonic() - began < 5, request
+    assert answered_requests > 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024
+
+
 # When it is busy, and when it stops.
 
 
 def test_too_many_requests(completions, blocked):
-    with serve(completions, max_requests=1, drain=0.1) as client, asking(client, body([], "何色?")) as responses:
+    with serve(completions, max_requests=1, drain=0.1) as client:
+        response = client.ask(body([], "何色?"))
         assert blocked.begun.wait(60)
         refused = client.post(PATH, json=body([], "何色?"))
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
         assert client.get("/health").status_code == 200
-    assert [response.status_code for response in responses] == [503]
+    assert response.result(60).status_code == 503
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -463,15 +596,17 @@ def test_health_while_a_request_is_prepared(completions, monkeypatch, pictures):
         return to_rgb(field, url)
 
     monkeypatch.setattr(completions, "_picture", slow)
-    with serve(completions) as client, asking(client, body([data_url(pictures[0])], "?", max_tokens=1)) as responses:
+    with serve(completions) as client:
+        response = client.ask(body([data_url(pictures[0])], "?", max_tokens=1))
         assert begun.wait(60)
         assert client.get("/health").status_code == 200
         go_on.set()
-    answered(responses[0])
+        answered(response.result(60))
 
 
 def test_mistakes_do_not_wait_for_answers(completions, blocked):
-    with serve(completions, drain=0.1) as client, asking(client, body([], "何色?")):
+    with serve(completions, drain=0.1) as client:
+        client.ask(body([], "何色?"))
         assert blocked.begun.wait(60)
         assert client.post(PATH, json={"messages": []}).status_code == 400
 
@@ -488,26 +623,27 @@ def test_a_failure_of_the_model(completions, monkeypatch):
 
 
 def test_an_answer_is_finished_when_the_server_ends(completions, monkeypatch):
-    begun, go_on, answer = threading.Event(), threading.Event(), completions.answer
+    begun, ending, answer = threading.Event(), threading.Event(), completions.answer
 
     def slow(*arguments):
         begun.set()
-        assert go_on.wait(60)
+        assert ending.wait(60)
         return answer(*arguments)
 
     monkeypatch.setattr(completions, "answer", slow)
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(serve(completions))
-        responses = stack.enter_context(asking(client, body([], "何色?", max_tokens=2)))
+    with serve(completions, on_end=ending.set) as client:
+        response = client.ask(body([], "何色?", max_tokens=2))
         assert begun.wait(60)
-        stack.callback(go_on.set)
-    answered(responses[0])
+    answered(response.result(60))
 
 
 ENDLESS = """
 import sys, threading
+from functools import partial
 from jminigpt4 import cli
+from jminigpt4.chat import server
 from jminigpt4.chat.completions import ChatCompletions
+server.ServingLimits = partial(server.ServingLimits, drain=0.5)
 def answer(self, prepared, on_piece, stop):
     print("answering", flush=True)
     threading.Event().wait()  # whatever: it does not even look at `stop`
@@ -518,6 +654,7 @@ cli.main()
 
 
 def test_sigterm(checkpoint):
+    assert ServingLimits(timeout=1).drain + 2 < 10
     environment = {**os.environ, "JMINIGPT4_API_KEY": "a"}
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(checkpoint)],
@@ -529,17 +666,15 @@ def test_sigterm(checkpoint):
     )
     line = next(line for line in process.stderr if "http" in line)
     assert str(checkpoint) not in line and "serves checkpoint" in line
-    with httpx.Client(
-        base_url=line.split("/v1")[0], headers={"Authorization": "Bearer a"}, timeout=60, trust_env=False
-    ) as client:
+    with AskingClient(line.split("/v1")[0], Authorization="Bearer a") as client:
         # The socket is bound, and listens a moment later.
         client._transport = httpx.HTTPTransport(retries=8)
-        with asking(client, body([], "何色?")) as responses:
-            assert process.stdout.readline() == "answering\n"
-            process.send_signal(signal.SIGTERM)
-            began = time.monotonic()
-            assert process.wait(60) == -signal.SIGTERM and time.monotonic() - began < 10
-    assert [response.status_code for response in responses] == [503]
+        response = client.ask(body([], "何色?"))
+        assert process.stdout.readline() == "answering\n"
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(60) == -signal.SIGTERM and time.monotonic() - began < 5
+        assert response.result(60).status_code == 503
 
 
 # The verb.
@@ -557,9 +692,9 @@ def test_a_port_that_is_taken(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"Nobody can listen on 127.0.0.1, port {port}: Address already in use"):
-            serving.serve_checkpoint(str(tmp_path), "127.0.0.1", port, "cpu", "auto", None, ServingLimits())
+            serving.serve_checkpoint(str(tmp_path), "127.0.0.1", port, "cpu", "auto", None, 60)
     with pytest.raises(OSError, match="Nobody can listen on no such host"):
-        serving.serve_checkpoint(str(tmp_path), "no such host", 0, "cpu", "auto", None, ServingLimits())
+        serving.serve_checkpoint(str(tmp_path), "no such host", 0, "cpu", "auto", None, 60)
 
 
 def test_vllm_command(checkpoint):
