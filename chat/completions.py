@@ -4,7 +4,7 @@ takes time and is meant for threads beside the one that serves."""
 import base64
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,7 +236,7 @@ def open_data_url(url: str, name: str, limits: PictureLimits) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int | None, device: torch.device) -> Generator[None]:
     """Sampling by a seed that later requests know nothing of."""
     if seed is None:
         yield

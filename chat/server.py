@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -157,7 +157,7 @@ class ChatServer:
             raise Refusal(401, "The API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
 
     @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self) -> Generator[None]:
         if self._requests >= self._limits.max_requests:
             raise Refusal(
                 429, f"{self._requests} requests are waiting already: try again later.", {"Retry-After": "5"}

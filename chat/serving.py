@@ -67,8 +67,8 @@ def build_server(
 
 def served_name(model: str | None) -> str:
     """What clients call the model: the folder's name, not its path, or the name on the Hub."""
-    name = str(model or DEMO)
-    return Path(name).resolve().name if Path(name).is_dir() else name
+    folder = Path(model or DEMO).expanduser()
+    return folder.resolve().name if folder.is_dir() else str(model)
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:
@@ -117,13 +117,8 @@ def vllm_command(model: str | None, host: str, port: int) -> str:
     name = str(model or DEMO)
     config = checkpoint_config(name)
     is_folder = Path(name).is_dir()
-    words = [
-        "vllm",
-        "serve",
-        str(Path(name).resolve()) if is_folder else name,
-        "--served-model-name",
-        served_name(name),
-    ]
+    served = Path(name).resolve().name if is_folder else name
+    words = ["vllm", "serve", str(Path(name).resolve()) if is_folder else name, "--served-model-name", served]
     words += ["--trust-remote-code", "--model-impl", "transformers"]
     words += ["--hf-overrides", json.dumps({"auto_map": {**VLLM_AUTO_MAP}})]
     window = getattr(config.get_text_config(), "max_position_embeddings", None)
