@@ -388,7 +388,8 @@ def test_malformed_requests(completions, request_bytes, message):
         completions.prepare(request_bytes)
 
 
-def test_a_prompt_longer_than_the_window(completions, blocked, pictures):
+def test_a_prompt_longer_than_the_window(completions, blocked, monkeypatch, pictures):
+    monkeypatch.setattr(completions, "_picture", lambda *_: pytest.fail("decoded"))
     with serve(completions) as client:
         response = client.post(PATH, json=body([data_url(pictures[0])], "犬" * 5000))
     assert response.status_code == 400 and not blocked.begun.is_set()
@@ -579,7 +580,7 @@ def test_a_client_that_hangs_up(completions, blocked, stream):
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(request)}\r\n\r\n"
     )
-    with serve(completions, max_requests=1) as client:
+    with serve(completions) as client:
         with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
             connection.sendall(head.encode() + request)
             assert blocked.begun.wait(60)
