@@ -258,8 +258,14 @@ def test_seeds(completions):
     first, again = (answer_of(completions, {**request, "seed": 7})[0] for _ in range(2))
     assert first == again != answer_of(completions, {**request, "seed": 8})[0]
     assert torch.equal(state, torch.get_rng_state())
-    greedy = answer_of(completions, {**request, "temperature": 0})[0]
-    assert greedy == answer_of(completions, body([], "何色?", max_tokens=20))[0] != first
+
+
+def test_temperature_zero_is_greedy(completions, chat_model, monkeypatch):
+    request = body([], "何色?", max_tokens=20)
+    greedy = answer_of(completions, request)[0]
+    monkeypatch.setattr(chat_model.generation_config, "do_sample", True)
+    assert answer_of(completions, {**request, "temperature": 0})[0] == greedy
+    assert answer_of(completions, {**request, "temperature": 2.0, "seed": 1})[0] != greedy
 
 
 def test_beams_are_one_piece(completions, chat_model, monkeypatch):
