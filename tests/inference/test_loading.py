@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jminigpt4 import JMiniGPT4ForConditionalGeneration
-from jminigpt4.chat.serving import guarded_server
+from jminigpt4.chat.serving import build_server
 from jminigpt4.chat.settings import Settings
 from jminigpt4.evaluate.benchmarks import parse_request
 from jminigpt4.evaluate.running import EvaluationPlan, run
@@ -47,7 +47,7 @@ def by_train(folder, tmp_path, device=None, dtype=None) -> str:
 
 
 def by_serve(folder, tmp_path, device="auto", dtype="auto") -> str:
-    return str(guarded_server(str(folder), "127.0.0.1", 1, device, dtype))
+    return str(build_server(str(folder), device, dtype))
 
 
 DOORS = {"chat": by_chat, "evaluate": by_evaluate, "train": by_train}
@@ -128,7 +128,7 @@ def test_unknown_devices(checkpoint, tmp_path, device):
     doors = (
         by_chat,
         by_evaluate,
-        lambda folder, _, device: guarded_server(str(folder), "127.0.0.1", 1, device, "auto"),
+        lambda folder, _, device: build_server(str(folder), device, "auto"),
     )
     for load in doors:
         with pytest.raises(ValueError, match=f"There is no device '{device}' on this machine") as raised:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
-from jminigpt4.chat.serving import guarded_server, request_options
+from jminigpt4.chat.serving import build_server, request_options
 from jminigpt4.chat.settings import Settings
 from jminigpt4.convert import assemble, verify_folder
 from jminigpt4.inference.loading import check_checkpoint, checkpoint_config, load_checkpoint, load_processor
@@ -105,7 +105,7 @@ DOORS = {
     "chat": lambda folder: Settings(str(folder), device="cpu").open_session(),
     "train": lambda folder: load_model(str(folder), None, Recipe()),
     "features": lambda folder: features(str(folder), folder / "cache", [], None),
-    "serve": lambda folder: guarded_server(str(folder), "127.0.0.1", 1, "cpu", "auto"),
+    "serve": lambda folder: build_server(str(folder), "cpu", "auto"),
 }
 
 
