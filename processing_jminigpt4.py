@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
@@ -38,6 +38,19 @@ from transformers.utils import auto_docstring
 # token it keeps the tokenizer from reading one there; the tokenizer's normalizer then removes it without a trace.
 GUARD = "\ufdd0"
 IMAGE_TOKEN = "<ImageHere>"
+
+# Raster formats with a decoder inside Pillow and its bundled libraries. Not among them: EPS, which Pillow hands to
+# Ghostscript, and the many formats that nobody has tested against malice.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAX_BYTES = 200_000_000
+# What a small file can multiply without breaking `max_pixels`: each of these would take more than 5 seconds or
+# 400 MiB somewhere above its limit, and real files stay far below it.
+MAX_SIDE = 1_000_000  # Pillow keeps a pointer for every row
+MAX_SEGMENTS = 5_000  # of a JPEG's header, or chunks of a PNG that are not pixels
+MAX_SCANS = 100  # of a JPEG; cameras and optimisers write 1 to 20
+MAX_TILE = 1 << 24  # pixels of a TIFF's tile, where its picture is smaller
+MAX_STRIPS = 200_000  # of a TIFF
+_BAND = 1 << 20  # pixels converted at a time
 
 PictureSource = Image.Image | np.ndarray | torch.Tensor | bytes | BinaryIO
 
@@ -100,7 +113,7 @@ class JMiniGPT4ImageProcessor(PilBackend):
         if isinstance(source, str):
             return self._fetch_string(source, name)
         if isinstance(source, bytes) or hasattr(source, "read"):
-            return _open(source, name)
+            return open_picture(source, name)
         if not isinstance(source, Image.Image | np.ndarray | torch.Tensor):
             raise ValueError(
                 f"{name} is a {type(source).__name__}: give a PIL image, an array, bytes or an open file."
@@ -112,12 +125,13 @@ class JMiniGPT4ImageProcessor(PilBackend):
         # result than the picture it leads to.
         if isfile(source):
             with open(source, "rb") as file:
-                return _open(file.read(), source)
+                return open_picture(file, source)
         if source.startswith("data:image/"):
             try:
-                return _open(base64.b64decode(source.partition(",")[2], validate=True), name)
-            except binascii.Error:
+                content = base64.b64decode(source.partition(",")[2], validate=True)
+            except (binascii.Error, ValueError):  # the second of letters that are not ASCII
                 raise ValueError(f"{name} is not valid base64.") from None
+            return open_picture(content, name)
         return super().fetch_images(source)
 
     def _prepare_image_like_inputs(
@@ -174,7 +188,7 @@ class JMiniGPT4ImageProcessor(PilBackend):
         plain_rgb = self.plain_rgb if plain_rgb is None else plain_rgb
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         if isinstance(image, bytes) or hasattr(image, "read"):
-            image = _open(cast("bytes | BinaryIO", image), name)
+            image = open_picture(cast("bytes | BinaryIO", image), name)
         if not isinstance(image, Image.Image):
             image = _from_array(image, name, max_pixels, input_data_format)
         _check_size(image.width, image.height, max_pixels, name)
@@ -184,12 +198,14 @@ class JMiniGPT4ImageProcessor(PilBackend):
         image = _upright(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = _eight_bits(np.asarray(image), name)
-        if image.mode == "La":
-            image = image.convert("LA")  # the only way out of this mode that Pillow knows
-        if image.has_transparency_data:
-            backdrop = Image.new("RGBA", image.size, (*background, 255))
-            image = Image.alpha_composite(backdrop, image.convert("RGBA"))
-        return image.convert("RGB")
+        if image.mode == "RGB" and not image.has_transparency_data:
+            return image.copy()
+        # Band by band: a picture with transparency takes several times its size on its way.
+        rgb, rows = Image.new("RGB", image.size), max(1, _BAND // image.width)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            rgb.paste(_without_transparency(band, background), (0, top))
+        return rgb
 
 
 def _flat(images: Any) -> list[Any]:
@@ -198,19 +214,67 @@ def _flat(images: Any) -> list[Any]:
     return [images]
 
 
-def _open(source: bytes | BinaryIO, name: str) -> Image.Image:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    if isinstance(source, bytes) and not source:
+def open_picture(source: bytes | BinaryIO, name: str = "picture") -> Image.Image:
+    """The bytes of a picture file, or an open binary file, to a PIL image that is not decoded yet; its mode and size
+    are as in the file.
+
+    Raises:
+        ValueError: It is empty, larger than 200 MB (1e6 bytes) or of none of `FORMATS`, or built to take long. The
+            message names the picture; it does not repeat a library's message, which may hold addresses in memory.
+    """
+    content = source if isinstance(source, bytes) else source.read(MAX_BYTES + 1)
+    if not content:
         raise ValueError(f"{name} is empty (0 bytes).")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{name} has more than {MAX_BYTES:,} bytes: shrink it.")
+    _check_segments(content, name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides, not a warning
-            return Image.open(file)
+            warnings.simplefilter("ignore")  # `max_pixels` decides about large pictures, and damage is told below
+            return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has more pixels than Pillow opens: shrink it.") from None
     except Exception:
         # Pillow's own words name memory addresses and differ by plug-in; they are for its developers.
-        raise ValueError(f"{name} is not a picture that Pillow can read.") from None
+        raise ValueError(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
+
+
+def _check_segments(content: bytes, name: str):
+    """Refuses JPEGs and PNGs of very many pieces: Pillow and libjpeg take time for each, however small."""
+    if content.startswith(b"\xff\xd8"):
+        count = _count_segments(content)
+        # In pixels, no byte 0xDA follows on 0xFF; a thumbnail and a second picture in the file have scans, too.
+        scans = content.count(b"\xff\xda")
+        if scans > MAX_SCANS:
+            raise ValueError(f"{name} is a JPEG of {scans:,} scans; at most {MAX_SCANS} are decoded.")
+    elif content.startswith(b"\x89PNG"):
+        count = _count_chunks(content)
+    else:
+        return
+    if count > MAX_SEGMENTS:
+        raise ValueError(f"{name} has more than {MAX_SEGMENTS:,} pieces beside its pixels: save it anew.")
+
+
+def _count_segments(content: bytes) -> int:
+    """Segments of a JPEG before its first scan, as far as they are counted; bytes of padding count as well."""
+    at = count = 0
+    while count <= MAX_SEGMENTS and (at := content.find(b"\xff", at)) >= 0 and content[at + 1 : at + 2] != b"\xda":
+        count += 1
+        alone = content[at + 1 : at + 2] in (b"\xff", b"\x00", b"\xd8")
+        at += 1 if alone else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return count
+
+
+def _count_chunks(content: bytes) -> int:
+    """Chunks of a PNG that hold no pixels, as far as they are counted; a second colour profile counts for all."""
+    at, count, profiles = 8, 0, 0
+    while count <= MAX_SEGMENTS and (kind := content[at + 4 : at + 8]) not in (b"", b"IEND"):
+        count += kind not in (b"IDAT", b"fdAT", b"fcTL")
+        profiles += kind == b"iCCP"  # unpacked to as much as a megabyte each
+        if profiles > 1:
+            return MAX_SEGMENTS + 1
+        at += 12 + int.from_bytes(content[at : at + 4], "big")
+    return count
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str):
@@ -221,16 +285,89 @@ def _check_size(width: int, height: int, max_pixels: int, name: str):
             f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are decoded. "
             "Shrink it, or raise the image processor's `max_pixels`."
         )
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{name} has {width} x {height} pixels; a side has at most {MAX_SIDE:,}.")
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decodes what is not decoded yet, whoever has opened it."""
+    content = _undecoded(image, name) if isinstance(image, ImageFile.ImageFile) else b""
     try:
         if getattr(image, "is_animated", False):
             image.seek(0)
         image.load()
     except Exception:
         raise ValueError(f"{name} is damaged or cut off: it cannot be decoded to its end.") from None
+    if content.startswith(b"\xff\xd8") and _may_lack_pixels(image) and _lacks_pixels(content, image):
+        raise ValueError(f"{name} is damaged: it holds fewer pixels than its header states.")
     return image
+
+
+def _undecoded(image: ImageFile.ImageFile, name: str) -> bytes:
+    """Checks a picture file before a pixel is decoded; the content of a JPEG file, which is checked again thereafter.
+
+    Raises:
+        ValueError: It is of a format that is not decoded, or built to take long.
+    """
+    file = getattr(image, "fp", None)
+    if file is None:
+        return b""  # decoded before
+    if image.format not in (*FORMATS, "MPO"):  # Pillow's name for a JPEG that has others behind it
+        raise ValueError(f"{name} is of the format {image.format}; decoded are {', '.join(FORMATS)}: convert it.")
+    if image.format == "TIFF":
+        _check_tiff(image, name)
+    if image.format not in ("JPEG", "MPO", "PNG"):
+        return b""
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    _check_segments(content, name)
+    return content if image.format != "PNG" else b""
+
+
+def _check_tiff(image: Any, name: str):
+    tags = image.tag_v2
+    width, height = tags.get(322, 0), tags.get(323, 0)
+    around = (image.width + 16) * (image.height + 16)
+    if isinstance(width, int) and isinstance(height, int) and width * height > max(MAX_TILE, around):
+        raise ValueError(f"{name} is a TIFF with tiles of {width} x {height} pixels, larger than it is itself.")
+    if len(image.tile) > MAX_STRIPS:
+        raise ValueError(f"{name} is a TIFF of {len(image.tile):,} strips; at most {MAX_STRIPS:,} are decoded.")
+
+
+def _may_lack_pixels(image: Image.Image) -> bool:
+    """Whether the last pixel is as grey as libjpeg leaves those that a JPEG does not hold; it is in one picture of a
+    hundred."""
+    last = image.crop((image.width - 1, image.height - 1, image.width, image.height))
+    return image.mode == "CMYK" or abs(np.asarray(last.convert("L")).item() - 128) <= 2
+
+
+def _lacks_pixels(content: bytes, image: Image.Image) -> bool:
+    """Whether a JPEG holds fewer pixels than its header states: then, more data behind its own become pixels. Where
+    it holds all, libjpeg passes over them."""
+    more = bytes(range(37, 37 + 64))
+    # Behind the data of every scan: up to a marker that is neither a zero byte's guard nor a restart.
+    longer = re.sub(rb"(\xff\xda.*?)(?=\xff[^\x00\xd0-\xd7\xff])", rb"\1" + more, content, flags=re.DOTALL)
+    eighth = (max(1, image.width // 8), max(1, image.height // 8))
+    small = []
+    for each in (content, longer):
+        picture = Image.open(io.BytesIO(each), formats=("JPEG",))
+        picture.draft(None, eighth)
+        try:
+            picture.load()
+        except Exception:
+            return True
+        small.append(picture.tobytes())
+    return small[0] != small[1]
+
+
+def _without_transparency(image: Image.Image, background: list[int]) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")  # the only way out of this mode that Pillow knows
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -279,7 +416,11 @@ def _eight_bits(array: np.ndarray, name: str) -> Image.Image:
             white = 1
         else:
             white = 255 if brightest <= 255 else 65535
-        array = np.rint(np.clip(array.astype(np.float64) / white, 0, 1) * 255).astype(np.uint8)
+        scaled, rows = np.empty(array.shape, np.uint8), max(1, _BAND // array.shape[1])
+        for top in range(0, len(array), rows):
+            band = array[top : top + rows].astype(np.float64)
+            scaled[top : top + rows] = np.rint(np.clip(band / white, 0, 1) * 255)
+        array = scaled
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -204,7 +204,7 @@ GOOD = Image.new("RGB", (8, 8))
     ("source", "message"),
     [
         (b"", r"picture 2 is empty \(0 bytes\)"),
-        (b"not a picture", "picture 2 is not a picture that Pillow can read"),
+        (b"not a picture", "picture 2 is not a picture of a known format"),
         (encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")[:900], "picture 2 is damaged or cut off"),
         (encoded(Image.fromarray(noise(64, 64, 3)))[:900], "picture 2 is damaged or cut off"),
         (bomb(9000, 9000), "picture 2 has 9000 x 9000 = 81,000,000 pixels; at most 50,000,000 are decoded"),
