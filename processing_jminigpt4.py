@@ -17,13 +17,16 @@ What a user typed is data. Only the chat template and the author of a prompt can
 
 import base64
 import binascii
+import functools
 import io
 import itertools
 import re
 import warnings
 from collections.abc import Iterator
+from http.client import HTTPException
 from os.path import isfile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -46,10 +49,12 @@ MAX_BYTES = 200_000_000
 # What a small file can multiply without breaking `max_pixels`: each of these would take more than 5 seconds or
 # 400 MiB somewhere above its limit, and real files stay far below it.
 MAX_SIDE = 1_000_000  # Pillow keeps a pointer for every row
-MAX_SEGMENTS = 5_000  # of a JPEG's header, or chunks of a PNG that are not pixels
+MAX_PIECES = 5_000  # of a JPEG's header, or chunks of a PNG that are not pixels
 MAX_SCANS = 100  # of a JPEG; cameras and optimisers write 1 to 20
 MAX_TILE = 1 << 24  # pixels of a TIFF's tile, where its picture is smaller
-MAX_STRIPS = 200_000  # of a TIFF
+MAX_STRIPS = 100_000  # of a TIFF
+# Decoders that hold several copies of a picture: of these formats, half of `max_pixels` is decoded.
+COPYING_FORMATS = ("WEBP", "AVIF")
 _BAND = 1 << 20  # pixels converted at a time
 
 PictureSource = Image.Image | np.ndarray | torch.Tensor | bytes | BinaryIO
@@ -99,7 +104,8 @@ class JMiniGPT4ImageProcessor(PilBackend):
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens what is not yet a picture: bytes, open files, and the strings that transformers' own `load_image`
-        takes. Nothing is decoded here. The nesting stays as it is.
+        takes, paths, http and https addresses and base64, with or without `data:image/…`. Nothing is decoded here. The
+        nesting stays as it is.
 
         Raises:
             ValueError: Something is no picture; the message names its position.
@@ -121,18 +127,22 @@ class JMiniGPT4ImageProcessor(PilBackend):
         return source
 
     def _fetch_string(self, source: str, name: str) -> Image.Image:
-        # `load_image` decodes before any limit can be checked, and drops transparency: a path must not give another
-        # result than the picture it leads to.
+        # Not transformers' `load_image`: it opens every format that Pillow knows, decodes before any limit can be
+        # checked, and drops transparency; a path must not give another result than the picture it leads to.
         if isfile(source):
             with open(source, "rb") as file:
                 return open_picture(file, source)
-        if source.startswith("data:image/"):
+        if source.startswith(("http://", "https://")):
             try:
-                content = base64.b64decode(source.partition(",")[2], validate=True)
-            except (binascii.Error, ValueError):  # the second of letters that are not ASCII
-                raise ValueError(f"{name} is not valid base64.") from None
-            return open_picture(content, name)
-        return super().fetch_images(source)
+                with urlopen(Request(source, headers={"User-Agent": "jminigpt4"}), timeout=60) as response:
+                    return open_picture(response, source)
+            except (OSError, HTTPException):
+                raise ValueError(f"{source} could not be fetched.") from None
+        encoded = source.partition(",")[2] if source.startswith("data:image/") else "".join(source.split())
+        try:
+            return open_picture(base64.b64decode(encoded, validate=True), name)
+        except binascii.Error:
+            raise ValueError(f"{name}, {source!r:.60}, is no file, no address and no valid base64.") from None
 
     def _prepare_image_like_inputs(
         self, images: Any, *args: Any, expected_ndims: int = 3, **kwargs: Any
@@ -156,8 +166,9 @@ class JMiniGPT4ImageProcessor(PilBackend):
         converted it. Its size is checked all the same.
         """
         if do_convert_rgb is False and isinstance(image, Image.Image) and image.mode == "RGB":
-            _check_size(image.width, image.height, kwargs.get("max_pixels") or self.max_pixels, name)
-            rgb = _decode(image, name)
+            max_pixels = kwargs.get("max_pixels") or self.max_pixels
+            _check_size(image.width, image.height, max_pixels, name)
+            rgb = _decode(image, name, max_pixels)
         else:
             rgb = self.to_rgb(image, name, input_data_format=input_data_format, **kwargs)
         return np.moveaxis(np.asarray(rgb), -1, 0)
@@ -192,7 +203,7 @@ class JMiniGPT4ImageProcessor(PilBackend):
         if not isinstance(image, Image.Image):
             image = _from_array(image, name, max_pixels, input_data_format)
         _check_size(image.width, image.height, max_pixels, name)
-        image = _decode(image, name)
+        image = _decode(image, name, max_pixels)
         if plain_rgb:
             return image.convert("RGB")
         image = _upright(image)
@@ -204,7 +215,12 @@ class JMiniGPT4ImageProcessor(PilBackend):
         rgb, rows = Image.new("RGB", image.size), max(1, _BAND // image.width)
         for top in range(0, image.height, rows):
             band = image.crop((0, top, image.width, min(top + rows, image.height)))
-            rgb.paste(_without_transparency(band, background), (0, top))
+            if band.mode == "La":
+                band = band.convert("LA")  # the only way out of this mode that Pillow knows
+            if band.has_transparency_data:
+                backdrop = Image.new("RGBA", band.size, (*background, 255))
+                band = Image.alpha_composite(backdrop, band.convert("RGBA"))
+            rgb.paste(band.convert("RGB"), (0, top))
         return rgb
 
 
@@ -227,7 +243,7 @@ def open_picture(source: bytes | BinaryIO, name: str = "picture") -> Image.Image
         raise ValueError(f"{name} is empty (0 bytes).")
     if len(content) > MAX_BYTES:
         raise ValueError(f"{name} has more than {MAX_BYTES:,} bytes: shrink it.")
-    _check_segments(content, name)
+    _check_pieces(content, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `max_pixels` decides about large pictures, and damage is told below
@@ -239,26 +255,26 @@ def open_picture(source: bytes | BinaryIO, name: str = "picture") -> Image.Image
         raise ValueError(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
 
 
-def _check_segments(content: bytes, name: str):
-    """Refuses JPEGs and PNGs of very many pieces: Pillow and libjpeg take time for each, however small."""
+def _check_pieces(content: bytes, name: str):
+    """Refuses pictures of very many pieces: Pillow and libjpeg take time for each, however small."""
+    count = 0
     if content.startswith(b"\xff\xd8"):
-        count = _count_segments(content)
         # In pixels, no byte 0xDA follows on 0xFF; a thumbnail and a second picture in the file have scans, too.
-        scans = content.count(b"\xff\xda")
-        if scans > MAX_SCANS:
+        if (scans := content.count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"{name} is a JPEG of {scans:,} scans; at most {MAX_SCANS} are decoded.")
+        count = _count_segments(content)
     elif content.startswith(b"\x89PNG"):
         count = _count_chunks(content)
-    else:
-        return
-    if count > MAX_SEGMENTS:
-        raise ValueError(f"{name} has more than {MAX_SEGMENTS:,} pieces beside its pixels: save it anew.")
+    elif content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _check_tags(content, name)
+    if count > MAX_PIECES:
+        raise ValueError(f"{name} has more than {MAX_PIECES:,} pieces beside its pixels: save it anew.")
 
 
 def _count_segments(content: bytes) -> int:
     """Segments of a JPEG before its first scan, as far as they are counted; bytes of padding count as well."""
     at = count = 0
-    while count <= MAX_SEGMENTS and (at := content.find(b"\xff", at)) >= 0 and content[at + 1 : at + 2] != b"\xda":
+    while count <= MAX_PIECES and (at := content.find(b"\xff", at)) >= 0 and content[at + 1 : at + 2] != b"\xda":
         count += 1
         alone = content[at + 1 : at + 2] in (b"\xff", b"\x00", b"\xd8")
         at += 1 if alone else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
@@ -266,15 +282,30 @@ def _count_segments(content: bytes) -> int:
 
 
 def _count_chunks(content: bytes) -> int:
-    """Chunks of a PNG that hold no pixels, as far as they are counted; a second colour profile counts for all."""
-    at, count, profiles = 8, 0, 0
-    while count <= MAX_SEGMENTS and (kind := content[at + 4 : at + 8]) not in (b"", b"IEND"):
-        count += kind not in (b"IDAT", b"fdAT", b"fcTL")
-        profiles += kind == b"iCCP"  # unpacked to as much as a megabyte each
-        if profiles > 1:
-            return MAX_SEGMENTS + 1
+    """Chunks of a PNG that hold no pixels, as far as they are counted; a profile unpacks to a megabyte and counts
+    for a thousand."""
+    at, count = 8, 0
+    while count <= MAX_PIECES and (kind := content[at + 4 : at + 8]) not in (b"", b"IEND"):
+        count += {b"IDAT": 0, b"fdAT": 0, b"fcTL": 0, b"iCCP": 1000}.get(kind, 1)
         at += 12 + int.from_bytes(content[at : at + 4], "big")
     return count
+
+
+def _check_tags(content: bytes, name: str):
+    """Refuses TIFFs whose tags hold more than the file, and those of very many strips or tiles."""
+    order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
+    number = functools.partial(int.from_bytes, byteorder=order)
+    is_big = 43 in content[2:4]
+    word, entry, at = (8, 20, number(content[8:16])) if is_big else (2, 12, number(content[4:8]))
+    many, size = min(number(content[at : at + word]), len(content) // entry), 0
+    for start in range(at + word, at + word + entry * many, entry):
+        tag, kind = number(content[start : start + 2]), number(content[start + 2 : start + 4])
+        values = number(content[start + 4 : start + (12 if is_big else 8)])
+        size += values * {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8}.get(kind, 1)
+        if tag in (273, 324) and values > MAX_STRIPS:
+            raise ValueError(f"{name} is a TIFF of {values:,} strips or tiles; at most {MAX_STRIPS:,} are decoded.")
+    if size > len(content):
+        raise ValueError(f"{name} is damaged: its TIFF tags are larger than the file.")
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str):
@@ -289,22 +320,22 @@ def _check_size(width: int, height: int, max_pixels: int, name: str):
         raise ValueError(f"{name} has {width} x {height} pixels; a side has at most {MAX_SIDE:,}.")
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Decodes what is not decoded yet, whoever has opened it."""
-    content = _undecoded(image, name) if isinstance(image, ImageFile.ImageFile) else b""
+    content = _undecoded(image, name, max_pixels) if isinstance(image, ImageFile.ImageFile) else b""
     try:
         if getattr(image, "is_animated", False):
             image.seek(0)
         image.load()
     except Exception:
         raise ValueError(f"{name} is damaged or cut off: it cannot be decoded to its end.") from None
-    if content.startswith(b"\xff\xd8") and _may_lack_pixels(image) and _lacks_pixels(content, image):
+    if content.startswith(b"\xff\xd8") and _lacks_pixels(content, image):
         raise ValueError(f"{name} is damaged: it holds fewer pixels than its header states.")
     return image
 
 
-def _undecoded(image: ImageFile.ImageFile, name: str) -> bytes:
-    """Checks a picture file before a pixel is decoded; the content of a JPEG file, which is checked again thereafter.
+def _undecoded(image: ImageFile.ImageFile, name: str, max_pixels: int) -> bytes:
+    """Checks a picture file before a pixel is decoded; the content of a JPEG, which is checked again thereafter.
 
     Raises:
         ValueError: It is of a format that is not decoded, or built to take long.
@@ -314,60 +345,42 @@ def _undecoded(image: ImageFile.ImageFile, name: str) -> bytes:
         return b""  # decoded before
     if image.format not in (*FORMATS, "MPO"):  # Pillow's name for a JPEG that has others behind it
         raise ValueError(f"{name} is of the format {image.format}; decoded are {', '.join(FORMATS)}: convert it.")
+    if image.format in COPYING_FORMATS:
+        _check_size(image.width, image.height, max_pixels // 2, name)
     if image.format == "TIFF":
-        _check_tiff(image, name)
-    if image.format not in ("JPEG", "MPO", "PNG"):
+        width, height = (each if isinstance(each := image.tag_v2.get(tag), int) else 0 for tag in (322, 323))
+        if width * height > max(MAX_TILE, (image.width + 16) * (image.height + 16)):
+            raise ValueError(f"{name} is a TIFF with tiles of {width} x {height} pixels, larger than it is itself.")
+    if image.format not in ("JPEG", "MPO", "PNG", "TIFF"):
         return b""
     place = file.tell()
     file.seek(0)
     content = file.read()
     file.seek(place)
-    _check_segments(content, name)
-    return content if image.format != "PNG" else b""
-
-
-def _check_tiff(image: Any, name: str):
-    tags = image.tag_v2
-    width, height = tags.get(322, 0), tags.get(323, 0)
-    around = (image.width + 16) * (image.height + 16)
-    if isinstance(width, int) and isinstance(height, int) and width * height > max(MAX_TILE, around):
-        raise ValueError(f"{name} is a TIFF with tiles of {width} x {height} pixels, larger than it is itself.")
-    if len(image.tile) > MAX_STRIPS:
-        raise ValueError(f"{name} is a TIFF of {len(image.tile):,} strips; at most {MAX_STRIPS:,} are decoded.")
-
-
-def _may_lack_pixels(image: Image.Image) -> bool:
-    """Whether the last pixel is as grey as libjpeg leaves those that a JPEG does not hold; it is in one picture of a
-    hundred."""
-    last = image.crop((image.width - 1, image.height - 1, image.width, image.height))
-    return image.mode == "CMYK" or abs(np.asarray(last.convert("L")).item() - 128) <= 2
+    _check_pieces(content, name)
+    return content
 
 
 def _lacks_pixels(content: bytes, image: Image.Image) -> bool:
-    """Whether a JPEG holds fewer pixels than its header states: then, more data behind its own become pixels. Where
-    it holds all, libjpeg passes over them."""
-    more = bytes(range(37, 37 + 64))
-    # Behind the data of every scan: up to a marker that is neither a zero byte's guard nor a restart.
+    """Whether a JPEG holds fewer pixels than its header states. Only where its last pixel is as grey as libjpeg leaves
+    those that are missing, in one picture of a hundred, it is decoded again, small: with more data behind its own.
+    Where pixels are missing, that becomes pixels; else libjpeg passes over it."""
+    last = image.crop((image.width - 1, image.height - 1, image.width, image.height))
+    if image.mode != "CMYK" and abs(np.asarray(last.convert("L")).item() - 128) > 2:
+        return False
+    some = bytes(range(37, 37 + 64))
+    more = some + b"".join(b"\xff" + bytes([0xD0 + number % 8]) + some for number in range(16))  # behind restarts, too
+    # Behind the data of every scan: up to a marker that is neither the guard of a byte 0xFF nor a restart.
     longer = re.sub(rb"(\xff\xda.*?)(?=\xff[^\x00\xd0-\xd7\xff])", rb"\1" + more, content, flags=re.DOTALL)
-    eighth = (max(1, image.width // 8), max(1, image.height // 8))
     small = []
     for each in (content, longer):
         picture = Image.open(io.BytesIO(each), formats=("JPEG",))
-        picture.draft(None, eighth)
+        picture.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         try:
-            picture.load()
-        except Exception:
+            small.append(picture.convert("RGB").tobytes())
+        except OSError:
             return True
-        small.append(picture.tobytes())
     return small[0] != small[1]
-
-
-def _without_transparency(image: Image.Image, background: list[int]) -> Image.Image:
-    if image.mode == "La":
-        image = image.convert("LA")  # the only way out of this mode that Pillow knows
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:

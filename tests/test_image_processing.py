@@ -216,7 +216,10 @@ GOOD = Image.new("RGB", (8, 8))
         (np.broadcast_to(np.uint8(0), (8000, 8000, 3)), "picture 2 has 8000 x 8000"),
         (None, "picture 2 is a NoneType"),
         (7, "picture 2 is a int"),
-        ("data:image/png;base64,@@@", "picture 2 is not valid base64"),
+        (
+            "data:image/png;base64,@@@",
+            "picture 2, .data:image.png;base64,@@@., is no file, no address and no valid base64",
+        ),
     ],
 )
 def test_refusals_name_the_item(image_processor, source, message):
