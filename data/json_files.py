@@ -26,7 +26,7 @@ def decode(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        place = f" in line {line}" if b"\n" in content else ""
+        place = f" in line {line}" if b"\n" in content.rstrip() else ""
         raise ValueError(f"is not UTF-8{place} (byte 0x{content[error.start]:02x}): save it as UTF-8.") from None
 
 
