@@ -55,6 +55,7 @@ MAX_TILE = 1 << 24  # pixels of a TIFF's tile, where its picture is smaller
 MAX_STRIPS = 100_000  # of a TIFF
 # Decoders that hold several copies of a picture: of these formats, half of `max_pixels` is decoded.
 COPYING_FORMATS = ("WEBP", "AVIF")
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, but for a restart or the guard of a byte 0xFF
 _BAND = 1 << 20  # pixels converted at a time
 
 PictureSource = Image.Image | np.ndarray | torch.Tensor | bytes | BinaryIO
@@ -239,10 +240,10 @@ def open_picture(source: bytes | BinaryIO, name: str = "picture") -> Image.Image
             message names the picture; it does not repeat a library's message, which may hold addresses in memory.
     """
     content = source if isinstance(source, bytes) else source.read(MAX_BYTES + 1)
-    if not content:
-        raise ValueError(f"{name} is empty (0 bytes).")
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{name} has more than {MAX_BYTES:,} bytes: shrink it.")
+    if not 0 < len(content) <= MAX_BYTES:
+        raise ValueError(
+            f"{name} is empty (0 bytes)." if not content else f"{name} has more than {MAX_BYTES:,} bytes."
+        )
     _check_pieces(content, name)
     try:
         with warnings.catch_warnings():
@@ -259,10 +260,9 @@ def _check_pieces(content: bytes, name: str):
     """Refuses pictures of very many pieces: Pillow and libjpeg take time for each, however small."""
     count = 0
     if content.startswith(b"\xff\xd8"):
-        # In pixels, no byte 0xDA follows on 0xFF; a thumbnail and a second picture in the file have scans, too.
-        if (scans := content.count(b"\xff\xda")) > MAX_SCANS:
-            raise ValueError(f"{name} is a JPEG of {scans:,} scans; at most {MAX_SCANS} are decoded.")
-        count = _count_segments(content)
+        count, scans, _ = _count_segments(content)
+        if scans > MAX_SCANS:
+            raise ValueError(f"{name} is a JPEG of more than {MAX_SCANS} scans.")
     elif content.startswith(b"\x89PNG"):
         count = _count_chunks(content)
     elif content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -271,14 +271,20 @@ def _check_pieces(content: bytes, name: str):
         raise ValueError(f"{name} has more than {MAX_PIECES:,} pieces beside its pixels: save it anew.")
 
 
-def _count_segments(content: bytes) -> int:
-    """Segments of a JPEG before its first scan, as far as they are counted; bytes of padding count as well."""
-    at = count = 0
-    while count <= MAX_PIECES and (at := content.find(b"\xff", at)) >= 0 and content[at + 1 : at + 2] != b"\xda":
-        count += 1
-        alone = content[at + 1 : at + 2] in (b"\xff", b"\x00", b"\xd8")
-        at += 1 if alone else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return count
+def _count_segments(content: bytes) -> tuple[int, int, int]:
+    """Segments of a JPEG before its first scan (bytes of padding count as well), scans, and where the first begins;
+    nothing is counted beyond its limit, and scans only where there may be too many."""
+    may_be_many = content.count(b"\xff\xda") > MAX_SCANS  # thumbnails and what is behind the picture have some, too
+    at, count, scans, first = 2, 0, 0, len(content)
+    while count <= MAX_PIECES and scans <= MAX_SCANS and (found := _MARKER.search(content, at)):
+        if not scans:
+            count += 1 + found.start() - at
+        if found[0] == b"\xff\xda":
+            first, scans = min(first, found.start()), scans + 1
+        if found[0] == b"\xff\xd9" or (scans and not may_be_many):
+            break
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return count, scans, first
 
 
 def _count_chunks(content: bytes) -> int:
@@ -334,7 +340,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _undecoded(image: ImageFile.ImageFile, name: str, max_pixels: int) -> bytes:
+def _undecoded(image: Any, name: str, max_pixels: int) -> bytes:
     """Checks a picture file before a pixel is decoded; the content of a JPEG, which is checked again thereafter.
 
     Raises:
@@ -343,7 +349,7 @@ def _undecoded(image: ImageFile.ImageFile, name: str, max_pixels: int) -> bytes:
     file = getattr(image, "fp", None)
     if file is None:
         return b""  # decoded before
-    if image.format not in (*FORMATS, "MPO"):  # Pillow's name for a JPEG that has others behind it
+    if image.format not in (*FORMATS, "MPO"):  # a JPEG with others behind it
         raise ValueError(f"{name} is of the format {image.format}; decoded are {', '.join(FORMATS)}: convert it.")
     if image.format in COPYING_FORMATS:
         _check_size(image.width, image.height, max_pixels // 2, name)
@@ -353,10 +359,13 @@ def _undecoded(image: ImageFile.ImageFile, name: str, max_pixels: int) -> bytes:
             raise ValueError(f"{name} is a TIFF with tiles of {width} x {height} pixels, larger than it is itself.")
     if image.format not in ("JPEG", "MPO", "PNG", "TIFF"):
         return b""
-    place = file.tell()
-    file.seek(0)
-    content = file.read()
-    file.seek(place)
+    try:
+        place = file.tell()
+        file.seek(0)
+        content = file.read(MAX_BYTES)
+        file.seek(place)
+    except (OSError, ValueError):  # the second of files that have been closed
+        raise ValueError(f"{name} is damaged or cut off: it cannot be decoded to its end.") from None
     _check_pieces(content, name)
     return content
 
@@ -370,8 +379,10 @@ def _lacks_pixels(content: bytes, image: Image.Image) -> bool:
         return False
     some = bytes(range(37, 37 + 64))
     more = some + b"".join(b"\xff" + bytes([0xD0 + number % 8]) + some for number in range(16))  # behind restarts, too
-    # Behind the data of every scan: up to a marker that is neither the guard of a byte 0xFF nor a restart.
-    longer = re.sub(rb"(\xff\xda.*?)(?=\xff[^\x00\xd0-\xd7\xff])", rb"\1" + more, content, flags=re.DOTALL)
+    start = _count_segments(content)[2]
+    # Behind the data of every scan, that is before the next marker; not in a thumbnail before the first.
+    scan = re.compile(rb"(\xff\xda.*?)(?=" + _MARKER.pattern + rb")", re.DOTALL)
+    longer = content[:start] + scan.sub(lambda found: found[0] + more, content[start:])
     small = []
     for each in (content, longer):
         picture = Image.open(io.BytesIO(each), formats=("JPEG",))

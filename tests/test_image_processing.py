@@ -315,7 +315,7 @@ def tiff(tags: dict[int, tuple[int, int, int]], rest: bytes = b"") -> bytes:
 
 SMALL = Image.new("RGB", (8, 8))
 MULTIPLIERS = {
-    "jpeg: scans": (scans(101), "JPEG of 101 scans; at most 100"),
+    "jpeg: scans": (scans(101), "JPEG of more than 100 scans"),
     "jpeg: segments": (behind_header(encoded(SMALL, "JPEG"), b"\xff\xe5\0\2" * 6000), "more than 5,000 pieces"),
     "jpeg: padding": (behind_header(encoded(SMALL, "JPEG"), b"\xff" * 6000), "more than 5,000 pieces"),
     "png: chunks": (behind_header(encoded(SMALL), chunk(b"tEXt", b"a\0b") * 6000), "more than 5,000 pieces"),
@@ -378,6 +378,21 @@ def test_a_jpeg_that_lies_about_its_size(image_processor, mode, options, what):
     for width, height in ((80, 80), (80, 128), (96, 80), (4000, 3000)):
         with pytest.raises(ValueError, match="picture is damaged: it holds fewer pixels than its header states"):
             image_processor.to_rgb(resized(data, width, height))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["plain", "progressive"])
+def test_a_grey_corner_a_thumbnail_and_a_film_behind_it_are_no_lie(image_processor, options):
+    """What a telephone writes: a second JPEG in the EXIF data, and data of any kind behind the picture."""
+    pixels = noise(64, 80, 3)
+    pixels[32:] = 128
+    thumbnail = encoded(Image.fromarray(pixels[::4, ::4]), "JPEG", progressive=True)
+    film = random.Random(0).randbytes(12_000_000)
+    assert film.count(b"\xff\xda") > 100
+    data = encoded(Image.fromarray(pixels), "JPEG", exif=b"Exif\0\0" + thumbnail, **options) + film
+    expected = image_processor.to_rgb(encoded(Image.fromarray(pixels), "JPEG", **options))
+    assert image_processor.to_rgb(data).tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match="fewer pixels than its header states"):
+        image_processor.to_rgb(resized(data[: -len(film)].replace(thumbnail, bytes(len(thumbnail))), 80, 128))
 
 
 def test_large_pictures_are_converted_in_bands(image_processor, monkeypatch):
