@@ -70,7 +70,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
         import pyarrow.parquet as pq
 
         try:
-            names = [name for name in ListedPicture.model_fields if name in pq.read_schema(path).names]
+            wanted = ListedPicture.model_fields.keys() - {"images", "image"}  # which are pictures there, not names
+            names = [name for name in pq.read_schema(path).names if name in wanted]
             entries = pq.read_table(path, columns=names).to_pylist()
         except ValueError:  # of pyarrow, whose own words name no file
             raise ValueError(f"{path} cannot be read as Parquet: is it whole?") from None

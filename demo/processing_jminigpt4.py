@@ -128,8 +128,7 @@ class JMiniGPT4ImageProcessor(PilBackend):
         return source
 
     def _fetch_string(self, source: str, name: str) -> Image.Image:
-        # Not transformers' `load_image`: it opens every format that Pillow knows, decodes before any limit can be
-        # checked, and drops transparency; a path must not give another result than the picture it leads to.
+        # Not transformers' `load_image`: it opens every format, before any limit is checked, and drops transparency.
         if isfile(source):
             with open(source, "rb") as file:
                 return open_picture(file, source)
@@ -288,8 +287,7 @@ def _count_segments(content: bytes) -> tuple[int, int, int]:
 
 
 def _count_chunks(content: bytes) -> int:
-    """Chunks of a PNG that hold no pixels, as far as they are counted; a profile unpacks to a megabyte and counts
-    for a thousand."""
+    """Chunks of a PNG that hold no pixels; a profile, which unpacks to a megabyte, counts for a thousand."""
     at, count = 8, 0
     while count <= MAX_PIECES and (kind := content[at + 4 : at + 8]) not in (b"", b"IEND"):
         count += {b"IDAT": 0, b"fdAT": 0, b"fcTL": 0, b"iCCP": 1000}.get(kind, 1)
@@ -341,11 +339,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 
 def _undecoded(image: Any, name: str, max_pixels: int) -> bytes:
-    """Checks a picture file before a pixel is decoded; the content of a JPEG, which is checked again thereafter.
-
-    Raises:
-        ValueError: It is of a format that is not decoded, or built to take long.
-    """
+    """Checks a picture file before a pixel is decoded; the content of a JPEG, which is checked again thereafter."""
     file = getattr(image, "fp", None)
     if file is None:
         return b""  # decoded before
