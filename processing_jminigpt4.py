@@ -17,17 +17,20 @@ What a user typed is data. Only the chat template and the author of a prompt can
 
 import base64
 import binascii
+import functools
 import io
 import itertools
 import re
 import warnings
 from collections.abc import Iterator
+from http.client import HTTPException
 from os.path import isfile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
@@ -38,6 +41,22 @@ from transformers.utils import auto_docstring
 # token it keeps the tokenizer from reading one there; the tokenizer's normalizer then removes it without a trace.
 GUARD = "\ufdd0"
 IMAGE_TOKEN = "<ImageHere>"
+
+# Raster formats with a decoder inside Pillow and its bundled libraries. Not among them: EPS, which Pillow hands to
+# Ghostscript, and the many formats that nobody has tested against malice.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAX_BYTES = 200_000_000
+# What a small file can multiply without breaking `max_pixels`: each of these would take more than 5 seconds or
+# 400 MiB somewhere above its limit, and real files stay far below it.
+MAX_SIDE = 1_000_000  # Pillow keeps a pointer for every row
+MAX_PIECES = 5_000  # of a JPEG's header, or chunks of a PNG that are not pixels
+MAX_SCANS = 100  # of a JPEG; cameras and optimisers write 1 to 20
+MAX_TILE = 1 << 24  # pixels of a TIFF's tile, where its picture is smaller
+MAX_STRIPS = 100_000  # of a TIFF
+# Decoders that hold several copies of a picture: of these formats, half of `max_pixels` is decoded.
+COPYING_FORMATS = ("WEBP", "AVIF")
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, but for a restart or the guard of a byte 0xFF
+_BAND = 1 << 20  # pixels converted at a time
 
 PictureSource = Image.Image | np.ndarray | torch.Tensor | bytes | BinaryIO
 
@@ -86,7 +105,8 @@ class JMiniGPT4ImageProcessor(PilBackend):
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens what is not yet a picture: bytes, open files, and the strings that transformers' own `load_image`
-        takes. Nothing is decoded here. The nesting stays as it is.
+        takes, paths, http and https addresses and base64, with or without `data:image/…`. Nothing is decoded here. The
+        nesting stays as it is.
 
         Raises:
             ValueError: Something is no picture; the message names its position.
@@ -100,7 +120,7 @@ class JMiniGPT4ImageProcessor(PilBackend):
         if isinstance(source, str):
             return self._fetch_string(source, name)
         if isinstance(source, bytes) or hasattr(source, "read"):
-            return _open(source, name)
+            return open_picture(source, name)
         if not isinstance(source, Image.Image | np.ndarray | torch.Tensor):
             raise ValueError(
                 f"{name} is a {type(source).__name__}: give a PIL image, an array, bytes or an open file."
@@ -108,17 +128,21 @@ class JMiniGPT4ImageProcessor(PilBackend):
         return source
 
     def _fetch_string(self, source: str, name: str) -> Image.Image:
-        # `load_image` decodes before any limit can be checked, and drops transparency: a path must not give another
-        # result than the picture it leads to.
+        # Not transformers' `load_image`: it opens every format, before any limit is checked, and drops transparency.
         if isfile(source):
             with open(source, "rb") as file:
-                return _open(file.read(), source)
-        if source.startswith("data:image/"):
+                return open_picture(file, source)
+        if source.startswith(("http://", "https://")):
             try:
-                return _open(base64.b64decode(source.partition(",")[2], validate=True), name)
-            except binascii.Error:
-                raise ValueError(f"{name} is not valid base64.") from None
-        return super().fetch_images(source)
+                with urlopen(Request(source, headers={"User-Agent": "jminigpt4"}), timeout=60) as response:
+                    return open_picture(response, source)
+            except (OSError, HTTPException):
+                raise ValueError(f"{source} could not be fetched.") from None
+        encoded = source.partition(",")[2] if source.startswith("data:image/") else "".join(source.split())
+        try:
+            return open_picture(base64.b64decode(encoded, validate=True), name)
+        except binascii.Error:
+            raise ValueError(f"{name}, {source!r:.60}, is no file, no address and no valid base64.") from None
 
     def _prepare_image_like_inputs(
         self, images: Any, *args: Any, expected_ndims: int = 3, **kwargs: Any
@@ -142,8 +166,9 @@ class JMiniGPT4ImageProcessor(PilBackend):
         converted it. Its size is checked all the same.
         """
         if do_convert_rgb is False and isinstance(image, Image.Image) and image.mode == "RGB":
-            _check_size(image.width, image.height, kwargs.get("max_pixels") or self.max_pixels, name)
-            rgb = _decode(image, name)
+            max_pixels = kwargs.get("max_pixels") or self.max_pixels
+            _check_size(image.width, image.height, max_pixels, name)
+            rgb = _decode(image, name, max_pixels)
         else:
             rgb = self.to_rgb(image, name, input_data_format=input_data_format, **kwargs)
         return np.moveaxis(np.asarray(rgb), -1, 0)
@@ -174,22 +199,29 @@ class JMiniGPT4ImageProcessor(PilBackend):
         plain_rgb = self.plain_rgb if plain_rgb is None else plain_rgb
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         if isinstance(image, bytes) or hasattr(image, "read"):
-            image = _open(cast("bytes | BinaryIO", image), name)
+            image = open_picture(cast("bytes | BinaryIO", image), name)
         if not isinstance(image, Image.Image):
             image = _from_array(image, name, max_pixels, input_data_format)
         _check_size(image.width, image.height, max_pixels, name)
-        image = _decode(image, name)
+        image = _decode(image, name, max_pixels)
         if plain_rgb:
             return image.convert("RGB")
         image = _upright(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = _eight_bits(np.asarray(image), name)
-        if image.mode == "La":
-            image = image.convert("LA")  # the only way out of this mode that Pillow knows
-        if image.has_transparency_data:
-            backdrop = Image.new("RGBA", image.size, (*background, 255))
-            image = Image.alpha_composite(backdrop, image.convert("RGBA"))
-        return image.convert("RGB")
+        if image.mode == "RGB" and not image.has_transparency_data:
+            return image.copy()
+        # Band by band: a picture with transparency takes several times its size on its way.
+        rgb, rows = Image.new("RGB", image.size), max(1, _BAND // image.width)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            if band.mode == "La":
+                band = band.convert("LA")  # the only way out of this mode that Pillow knows
+            if band.has_transparency_data:
+                backdrop = Image.new("RGBA", band.size, (*background, 255))
+                band = Image.alpha_composite(backdrop, band.convert("RGBA"))
+            rgb.paste(band.convert("RGB"), (0, top))
+        return rgb
 
 
 def _flat(images: Any) -> list[Any]:
@@ -198,19 +230,86 @@ def _flat(images: Any) -> list[Any]:
     return [images]
 
 
-def _open(source: bytes | BinaryIO, name: str) -> Image.Image:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    if isinstance(source, bytes) and not source:
-        raise ValueError(f"{name} is empty (0 bytes).")
+def open_picture(source: bytes | BinaryIO, name: str = "picture") -> Image.Image:
+    """The bytes of a picture file, or an open binary file, to a PIL image that is not decoded yet; its mode and size
+    are as in the file.
+
+    Raises:
+        ValueError: It is empty, larger than 200 MB (1e6 bytes) or of none of `FORMATS`, or built to take long. The
+            message names the picture; it does not repeat a library's message, which may hold addresses in memory.
+    """
+    content = source if isinstance(source, bytes) else source.read(MAX_BYTES + 1)
+    if not 0 < len(content) <= MAX_BYTES:
+        raise ValueError(
+            f"{name} is empty (0 bytes)." if not content else f"{name} has more than {MAX_BYTES:,} bytes."
+        )
+    _check_pieces(content, name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides, not a warning
-            return Image.open(file)
+            warnings.simplefilter("ignore")  # `max_pixels` decides about large pictures, and damage is told below
+            return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has more pixels than Pillow opens: shrink it.") from None
     except Exception:
         # Pillow's own words name memory addresses and differ by plug-in; they are for its developers.
-        raise ValueError(f"{name} is not a picture that Pillow can read.") from None
+        raise ValueError(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
+
+
+def _check_pieces(content: bytes, name: str):
+    """Refuses pictures of very many pieces: Pillow and libjpeg take time for each, however small."""
+    count = 0
+    if content.startswith(b"\xff\xd8"):
+        count, scans, _ = _count_segments(content)
+        if scans > MAX_SCANS:
+            raise ValueError(f"{name} is a JPEG of more than {MAX_SCANS} scans.")
+    elif content.startswith(b"\x89PNG"):
+        count = _count_chunks(content)
+    elif content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _check_tags(content, name)
+    if count > MAX_PIECES:
+        raise ValueError(f"{name} has more than {MAX_PIECES:,} pieces beside its pixels: save it anew.")
+
+
+def _count_segments(content: bytes) -> tuple[int, int, int]:
+    """Segments of a JPEG before its first scan (bytes of padding count as well), scans, and where the first begins;
+    nothing is counted beyond its limit, and scans only where there may be too many."""
+    may_be_many = content.count(b"\xff\xda") > MAX_SCANS  # thumbnails and what is behind the picture have some, too
+    at, count, scans, first = 2, 0, 0, len(content)
+    while count <= MAX_PIECES and scans <= MAX_SCANS and (found := _MARKER.search(content, at)):
+        if not scans:
+            count += 1 + found.start() - at
+        if found[0] == b"\xff\xda":
+            first, scans = min(first, found.start()), scans + 1
+        if found[0] == b"\xff\xd9" or (scans and not may_be_many):
+            break
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return count, scans, first
+
+
+def _count_chunks(content: bytes) -> int:
+    """Chunks of a PNG that hold no pixels; a profile, which unpacks to a megabyte, counts for a thousand."""
+    at, count = 8, 0
+    while count <= MAX_PIECES and (kind := content[at + 4 : at + 8]) not in (b"", b"IEND"):
+        count += {b"IDAT": 0, b"fdAT": 0, b"fcTL": 0, b"iCCP": 1000}.get(kind, 1)
+        at += 12 + int.from_bytes(content[at : at + 4], "big")
+    return count
+
+
+def _check_tags(content: bytes, name: str):
+    """Refuses TIFFs whose tags hold more than the file, and those of very many strips or tiles."""
+    order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
+    number = functools.partial(int.from_bytes, byteorder=order)
+    is_big = 43 in content[2:4]
+    word, entry, at = (8, 20, number(content[8:16])) if is_big else (2, 12, number(content[4:8]))
+    many, size = min(number(content[at : at + word]), len(content) // entry), 0
+    for start in range(at + word, at + word + entry * many, entry):
+        tag, kind = number(content[start : start + 2]), number(content[start + 2 : start + 4])
+        values = number(content[start + 4 : start + (12 if is_big else 8)])
+        size += values * {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8}.get(kind, 1)
+        if tag in (273, 324) and values > MAX_STRIPS:
+            raise ValueError(f"{name} is a TIFF of {values:,} strips or tiles; at most {MAX_STRIPS:,} are decoded.")
+    if size > len(content):
+        raise ValueError(f"{name} is damaged: its TIFF tags are larger than the file.")
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str):
@@ -221,16 +320,72 @@ def _check_size(width: int, height: int, max_pixels: int, name: str):
             f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are decoded. "
             "Shrink it, or raise the image processor's `max_pixels`."
         )
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{name} has {width} x {height} pixels; a side has at most {MAX_SIDE:,}.")
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Decodes what is not decoded yet, whoever has opened it."""
+    content = _undecoded(image, name, max_pixels) if isinstance(image, ImageFile.ImageFile) else b""
     try:
         if getattr(image, "is_animated", False):
             image.seek(0)
         image.load()
     except Exception:
         raise ValueError(f"{name} is damaged or cut off: it cannot be decoded to its end.") from None
+    if content.startswith(b"\xff\xd8") and _lacks_pixels(content, image):
+        raise ValueError(f"{name} is damaged: it holds fewer pixels than its header states.")
     return image
+
+
+def _undecoded(image: Any, name: str, max_pixels: int) -> bytes:
+    """Checks a picture file before a pixel is decoded; the content of a JPEG, which is checked again thereafter."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return b""  # decoded before
+    if image.format not in (*FORMATS, "MPO"):  # a JPEG with others behind it
+        raise ValueError(f"{name} is of the format {image.format}; decoded are {', '.join(FORMATS)}: convert it.")
+    if image.format in COPYING_FORMATS:
+        _check_size(image.width, image.height, max_pixels // 2, name)
+    if image.format == "TIFF":
+        width, height = (each if isinstance(each := image.tag_v2.get(tag), int) else 0 for tag in (322, 323))
+        if width * height > max(MAX_TILE, (image.width + 16) * (image.height + 16)):
+            raise ValueError(f"{name} is a TIFF with tiles of {width} x {height} pixels, larger than it is itself.")
+    if image.format not in ("JPEG", "MPO", "PNG", "TIFF"):
+        return b""
+    try:
+        place = file.tell()
+        file.seek(0)
+        content = file.read(MAX_BYTES)
+        file.seek(place)
+    except (OSError, ValueError):  # the second of files that have been closed
+        raise ValueError(f"{name} is damaged or cut off: it cannot be decoded to its end.") from None
+    _check_pieces(content, name)
+    return content
+
+
+def _lacks_pixels(content: bytes, image: Image.Image) -> bool:
+    """Whether a JPEG holds fewer pixels than its header states. Only where its last pixel is as grey as libjpeg leaves
+    those that are missing, in one picture of a hundred, it is decoded again, small: with more data behind its own.
+    Where pixels are missing, that becomes pixels; else libjpeg passes over it."""
+    last = image.crop((image.width - 1, image.height - 1, image.width, image.height))
+    if image.mode != "CMYK" and abs(np.asarray(last.convert("L")).item() - 128) > 2:
+        return False
+    some = bytes(range(37, 37 + 64))
+    more = some + b"".join(b"\xff" + bytes([0xD0 + number % 8]) + some for number in range(16))  # behind restarts, too
+    start = _count_segments(content)[2]
+    # Behind the data of every scan, that is before the next marker; not in a thumbnail before the first.
+    scan = re.compile(rb"(\xff\xda.*?)(?=" + _MARKER.pattern + rb")", re.DOTALL)
+    longer = content[:start] + scan.sub(lambda found: found[0] + more, content[start:])
+    small = []
+    for each in (content, longer):
+        picture = Image.open(io.BytesIO(each), formats=("JPEG",))
+        picture.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        try:
+            small.append(picture.convert("RGB").tobytes())
+        except OSError:
+            return True
+    return small[0] != small[1]
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -279,7 +434,11 @@ def _eight_bits(array: np.ndarray, name: str) -> Image.Image:
             white = 1
         else:
             white = 255 if brightest <= 255 else 65535
-        array = np.rint(np.clip(array.astype(np.float64) / white, 0, 1) * 255).astype(np.uint8)
+        scaled, rows = np.empty(array.shape, np.uint8), max(1, _BAND // array.shape[1])
+        for top in range(0, len(array), rows):
+            band = array[top : top + rows].astype(np.float64)
+            scaled[top : top + rows] = np.rint(np.clip(band / white, 0, 1) * 255)
+        array = scaled
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -1,17 +1,13 @@
 """Pictures of a conversation, and the only code that opens what a stranger gave: bytes, files, addresses."""
 
 import hashlib
-import io
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-# Raster formats with a decoder inside Pillow and its bundled libraries. Not among them: EPS, which Pillow hands to
-# Ghostscript, and the many formats that nobody has tested against malice.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+from ..processing_jminigpt4 import open_picture
 
 
 @dataclass(frozen=True)
@@ -51,21 +47,11 @@ def open_bytes(data: bytes, name: str, limits: PictureLimits) -> Image.Image:
     """The bytes of a picture file to a PIL image that is not decoded yet; its mode and size are as in the file.
 
     Raises:
-        ValueError: It is larger than `limits` allow, or of none of `FORMATS`. The message names the picture; it does
-            not repeat a library's message, which may hold addresses in memory.
+        ValueError: It is larger than `limits` allow; or as [`open_picture`].
     """
-    if not data:
-        raise ValueError(f"{name} is empty (0 bytes).")
     if len(data) > limits.max_bytes:
         raise ValueError(f"{name} has {len(data):,} bytes; at most {limits.max_bytes:,} are taken.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits decide, not a warning
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ValueError(f"{name} has more than {limits.max_pixels:,} pixels.") from None
-    except Exception:
-        raise ValueError(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
+    image = open_picture(data, name)
     if image.width * image.height > limits.max_pixels:
         raise ValueError(
             f"{name} has {image.width} x {image.height} = {image.width * image.height:,} pixels; "

@@ -1,18 +1,21 @@
 """Ids of pictures out of any file: of the rows of a data file, or of a list of ids."""
 
-import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from .fields import Id, PictureFields
 from .ids import canonical_id, coco_twin, known_id
-from .json_files import read_json
-from .own_rows import picture_names
+from .json_files import decode, numbered_lines, parse_json, read_json
 from .pictures import FilePicture, PictureFolders
 from .readers import recognised
+from .rows import BadRow, row_or_fault
 
+_ID = TypeAdapter(Id)
 _SPLIT = re.compile(r"(train|val|test)(2014|2015|2017)")
 
 
@@ -34,11 +37,17 @@ def read_ids(path: str | os.PathLike) -> dict[str, str | None]:
     ids: dict[str, str | None] = {}
     if reader is not None:
         for row in reader.read(path, PictureFolders(), path.stem):
+            if isinstance(row, BadRow):
+                raise ValueError(row.reason)
             for image_id, picture in zip(row.image_ids, row.pictures, strict=True):
                 name = picture.name if isinstance(picture, FilePicture) and picture.offset is None else ""
                 ids[image_id] = _split(name) if image_id.startswith("coco:") else None
     if not ids and not path.is_dir():
-        ids = {image_id: split for entry in _entries(path) for image_id, split in _ids_of(entry)}
+        for place, entry in _entries(path):
+            found = row_or_fault(path, place, _ids_of, entry)
+            if isinstance(found, BadRow):
+                raise ValueError(found.reason)
+            ids |= found
     if not ids:
         raise ValueError(f"{path} holds no image ids: it is neither a data file nor a list of ids.")
     return ids
@@ -49,48 +58,53 @@ def unmatched_line(path: str | os.PathLike, unmatched: Sequence[str], ids: Colle
     return f"{len(unmatched):,} of {len(ids):,} ids in {path} match no picture, the first is {unmatched[0]}."
 
 
-def _entries(path: Path) -> Iterable[Any]:
+class ListedPicture(PictureFields):
+    """An object of a list of ids."""
+
+    id: Id | None = None
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Entries of a list, each with its place."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        wanted = ("image_ids", "image_id", "coco_id", "id", "file_name")
-        names = [name for name in wanted if name in pq.read_schema(path).names]
-        return pq.read_table(path, columns=names).to_pylist()
-    if path.suffix == ".json":
+        try:
+            wanted = ListedPicture.model_fields.keys() - {"images", "image"}  # which are pictures there, not names
+            names = [name for name in pq.read_schema(path).names if name in wanted]
+            entries = pq.read_table(path, columns=names).to_pylist()
+        except ValueError:  # of pyarrow, whose own words name no file
+            raise ValueError(f"{path} cannot be read as Parquet: is it whole?") from None
+        yield from ((f"row {number}", entry) for number, entry in enumerate(entries))
+    elif path.suffix == ".json":
         content = read_json(path)
-        return content.get("images", []) if isinstance(content, dict) else content
-    return _lines(path)
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line) if path.suffix == ".jsonl" else line.strip()
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
-
-
-def _ids_of(entry: Any) -> Iterator[tuple[str, str | None]]:
-    if not isinstance(entry, dict):
-        yield canonical_id(entry), _split(str(entry))
-        return
-    names = picture_names(entry)
-    split = _split(names[0]) if names else None
-    named = [(image_id, _split(name)) for name in names if (image_id := known_id(name))]
-    given = next((entry[name] for name in ("image_ids", "image_id") if entry.get(name) is not None), None)
-    if given is None and not named:
-        given = entry.get("id")
-    if given is None:
-        yield from named
+        entries = content.get("images") if isinstance(content, dict) else content
+        if not isinstance(entries, list):
+            raise ValueError(f"{path} holds no list of image ids.")
+        yield from ((f"entry {number}", entry) for number, entry in enumerate(entries))
     else:
-        namespace = "vg" if "coco_id" in entry else "coco"
-        for each in given if isinstance(given, list) else [given]:
-            yield canonical_id(each, namespace), split
-    if twin := coco_twin(entry.get("coco_id")):
-        yield twin, split
+        for number, line in numbered_lines(path):
+            try:
+                yield f"line {number}", parse_json(line) if path.suffix == ".jsonl" else decode(line).strip()
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}, {error}") from None
+
+
+def _ids_of(entry: Any) -> list[tuple[str, str | None]]:
+    if not isinstance(entry, dict):
+        return [(canonical_id(_ID.validate_python(entry)), _split(str(entry)))]
+    listed = ListedPicture.model_validate(entry)
+    names = listed.names
+    split = _split(names[0]) if names else None
+    ids = [(image_id, _split(name)) for name in names if (image_id := known_id(name))]
+    given = listed.stated_ids
+    if given is None and not ids and listed.id is not None:
+        given = [listed.id]
+    if given is not None:
+        ids = [(canonical_id(each, listed.namespace), split) for each in given]
+    if twin := coco_twin(listed.coco_id):
+        ids.append((twin, split))
+    return ids
 
 
 def _split(name: str) -> str | None:

@@ -5,13 +5,13 @@ Training sets and evaluation sets are held apart by them, so every reader and ev
 """
 
 import functools
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .json_files import read_list
 from .pictures import coco_number, portable_name
 
 # GQA asks about Visual Genome's pictures under Visual Genome's numbers.
@@ -50,26 +50,25 @@ def image_id(name: str, file: Path) -> str:
     return known_id(name) or f"{_title(file)}:{portable_name(name)}"
 
 
-def row_ids(row: Mapping[str, Any], names: Sequence[str], file: Path) -> tuple[str, ...]:
-    """The ids of a row's pictures: those it gives in `image_ids` or `image_id`, else what its pictures' names tell.
-
-    A number is Visual Genome's where `coco_id` stands beside it, as in JA-VG-VQA-500, and COCO's elsewhere.
+def row_ids(
+    given: Sequence[object] | None, names: Sequence[str], file: Path, namespace: str = "coco"
+) -> tuple[str, ...]:
+    """The ids of a row's pictures: those it gives, else what its pictures' names tell.
 
     Args:
-        row: The row.
+        given: What the row has in `image_ids` or `image_id`.
         names: Names of its pictures.
         file: The data file.
+        namespace: Of numbers: Visual Genome's where `coco_id` stands beside them, as in JA-VG-VQA-500; else COCO's.
 
     Raises:
         ValueError: Ids and pictures differ in number.
     """
-    given = row.get("image_id") if row.get("image_ids") is None else row["image_ids"]
     if given is None:
         return tuple(image_id(name, file) for name in names)
-    given = given if isinstance(given, list | tuple) else [given]
     if len(given) != len(names):
         raise ValueError(f"{len(names)} pictures but {len(given)} image ids.")
-    ids = [canonical_id(each, "vg" if "coco_id" in row else "coco") for each in given]
+    ids = [canonical_id(each, namespace) for each in given]
     return tuple(each if ":" in each else f"{_title(file)}:{each}" for each in ids)
 
 
@@ -92,8 +91,7 @@ def read_twins(path: str | os.PathLike) -> dict[str, str]:
         ValueError: The file is not `image_data.json`.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        pairs = [(f"vg:{entry['image_id']}", coco_twin(entry["coco_id"])) for entry in entries]
+        pairs = [(f"vg:{entry['image_id']}", coco_twin(entry["coco_id"])) for entry in read_list(Path(path))]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not Visual Genome's image_data.json: [{{image_id, coco_id}}, …].") from None
     return {own: twin for own, twin in pairs if twin is not None}

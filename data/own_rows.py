@@ -1,65 +1,105 @@
 """Data of one's own, one schema for JSON lines, folders with `metadata.jsonl`, Parquet, and one's own benchmark."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from .ids import row_ids
+from pydantic import BaseModel, BeforeValidator, model_validator
+
+from .fields import Answer, PictureFields
 from .pictures import Picture, PictureFolders
-from .rows import PICTURE, Message, Row
-
-KEYS = {"images", "image", "file_name", "image_ids", "image_id", "coco_id"}
-KEYS |= {"messages", "question", "answer", "caption", "text"}
+from .rows import IMAGE, PICTURE, Message, Placeholder, Row
 
 
-def picture_names(row: Mapping[str, Any]) -> list[str]:
-    """Names of a row's pictures: `images`, `image` or, as `datasets` calls it, `file_name`."""
-    names = row.get("images") or row.get("image") or row.get("file_name") or []
-    return [names] if isinstance(names, str) else list(names)
+class Part(BaseModel):
+    """A part of a message: a picture, or a text."""
+
+    type: Literal["image", "text"]
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _has_its_text(self) -> "Part":
+        if self.type == "text" and self.text is None:
+            raise ValueError("there is no `text` where a text belongs")
+        return self
 
 
-def read_row(row: Mapping[str, Any], folders: PictureFolders, file: Path, source: str) -> Row:
+def _as_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class RowMessage(BaseModel):
+    """A message in the format of chat templates: `content` is a text, or a list of parts."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)]
+
+    def read(self) -> Message:
+        """`<image>` in a text of the user is a place for a picture, like a part `{"type": "image"}`."""
+        parts: list[str | Placeholder] = []
+        for part in self.content:
+            if part.text is None or part.type == "image":
+                parts.append(PICTURE)
+            else:
+                parts += split_text(part.text) if self.role == "user" else [part.text] if part.text else []
+        return Message(self.role, tuple(parts))
+
+
+class OwnRow(PictureFields):
+    """A row of one's own: pictures, and `messages`, or `question` and `answer`, or `caption` (or `text`)."""
+
+    messages: list[RowMessage] | None = None
+    question: str | None = None
+    answer: Answer | None = None
+    caption: str | None = None
+    text: str | None = None
+
+
+KEYS = set(OwnRow.model_fields)
+
+
+def split_text(text: str) -> list[str | Placeholder]:
+    """A text with `<image>` in it to texts and places for pictures; white space beside a place goes with it."""
+    if IMAGE not in text:
+        return [text] if text else []
+    first, *others = text.split(IMAGE)
+    parts: list[str | Placeholder] = [first.strip()]
+    for piece in others:
+        parts += [PICTURE, piece.strip()]
+    return [part for part in parts if part]
+
+
+def read_row(row: object, folders: PictureFolders, file: Path, source: str) -> Row:
     """A row of `file` whose pictures are files.
 
     Raises:
-        KeyError, ValueError: It lacks something.
+        ValueError: It lacks something, or holds something else where a text or a name belongs.
     """
-    names = picture_names(row)
-    return make_row(row, [folders.find(name) for name in names], row_ids(row, names, file), source)
+    checked = OwnRow.model_validate(row)
+    return make_row(checked, [folders.find(name) for name in checked.names], checked.ids(checked.names, file), source)
 
 
-def make_row(row: Mapping[str, Any], pictures: Sequence[Picture], ids: tuple[str, ...], source: str) -> Row:
-    """A row from `messages`, or `question` and `answer`, or `caption` (or `text`); pictures go before the question.
+def make_row(row: OwnRow, pictures: Sequence[Picture], ids: tuple[str, ...], source: str) -> Row:
+    """A row from `messages`, or `question` and `answer`, or `caption` (or `text`). Pictures that no part and no
+    `<image>` mentions go before the first question.
 
     Raises:
-        KeyError, ValueError: It lacks something.
+        ValueError: It lacks something.
     """
-    places = (PICTURE,) * len(pictures)
-    if row.get("messages"):
-        conversation = _conversation(row["messages"], places)
-    elif row.get("question") or row.get("answer"):
-        asked = places if row["question"] == "" else (*places, row["question"])
-        conversation = [Message("user", asked), Message("assistant", (row["answer"],))]
+    if row.messages:
+        conversation = [message.read() for message in row.messages]
+    elif row.question or row.answer:
+        if row.question is None or row.answer is None:
+            raise ValueError(f"`{'answer' if row.answer is None else 'question'}` is missing.")
+        conversation = [Message("user", tuple(split_text(row.question))), Message("assistant", (row.answer,))]
     else:
-        if not pictures:
-            raise KeyError("image")
-        caption = row["caption"] if row.get("text") is None else row.get("caption") or row["text"]
-        conversation = [Message("user", places), Message("assistant", (caption,))]
-    return Row(tuple(conversation), tuple(pictures), ids, source)
-
-
-def _conversation(messages: Sequence[Mapping[str, Any]], places: tuple) -> list[Message]:
-    """Messages in the format of chat templates: `content` is a text, or a list of parts `{"type": "image"}` and
-    `{"type": "text", "text": …}`. Pictures that no part mentions go before the first question."""
-    conversation = []
-    for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        kept = [PICTURE if part["type"] == "image" else part["text"] for part in parts]
-        conversation.append(Message(message["role"], tuple(part for part in kept if part != "")))
+        caption = row.caption or row.text or row.caption
+        if caption is None or not pictures:
+            raise ValueError(f"`{'image' if caption is not None else 'caption'}` is missing.")
+        conversation = [Message("user", ()), Message("assistant", (caption,))]
     if not any(PICTURE in message.parts for message in conversation):
-        place_pictures(conversation, places)
-    return conversation
+        place_pictures(conversation, (PICTURE,) * len(pictures))
+    return Row(tuple(conversation), tuple(pictures), ids, source)
 
 
 def place_pictures(conversation: list[Message], places: tuple):

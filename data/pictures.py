@@ -5,10 +5,11 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 from urllib.request import url2pathname
+
+from .files import read_picture_file
 
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
@@ -38,12 +39,9 @@ class FilePicture:
         """The bytes of the picture file.
 
         Raises:
-            OSError: The file cannot be read.
+            OSError: The file cannot be read, is no regular file, or has more than 200 MB.
         """
-        with open(self.path, "rb") as file:
-            if self.offset is not None:
-                file.seek(self.offset)
-            return file.read() if self.size is None else file.read(self.size)
+        return read_picture_file(self.path, self.offset or 0, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class TablePicture:
             return content["bytes"]
         if not content.get("path"):
             raise FileNotFoundError(f"{self.name} holds no picture.")
-        return Path(content["path"]).read_bytes()
+        return read_picture_file(content["path"])
 
 
 @dataclass(frozen=True, slots=True)

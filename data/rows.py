@@ -1,14 +1,17 @@
 """The one schema that every reader produces: a conversation, its pictures, and where it comes from."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from ..schema import explain
 from .pictures import Picture
 
+IMAGE = "<image>"  # what stands for a picture in a text, in rows of one's own as in LLaVA's
 ROLES = ("system", "user", "assistant")
 
 
@@ -19,6 +22,7 @@ class Placeholder(Enum):
 
 
 PICTURE = Placeholder.PICTURE
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Message:
         parts: Texts and, for pictures, `PICTURE`.
 
     Raises:
-        ValueError: The role is another, or a part is neither text nor picture.
+        ValueError: The role is another, a part is neither text nor picture, or a text holds `<image>`, which would be
+            learnt as a word.
     """
 
     role: str
@@ -41,6 +46,8 @@ class Message:
             raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}.")
         if wrong := [part for part in self.parts if part is not PICTURE and not isinstance(part, str)]:
             raise ValueError(f"{wrong[0]!r} stands where a text belongs.")
+        if IMAGE in self.text:
+            raise ValueError(f"{IMAGE} stands in a text of the {self.role}, where no picture can be.")
 
     @property
     def text(self) -> str:
@@ -75,8 +82,8 @@ class Row:
             )
         if not self.conversation or self.conversation[-1].role != "assistant":
             raise ValueError("a conversation must end with an answer of the assistant.")
-        if not all(message.text for message in self.conversation if message.role == "assistant"):
-            raise ValueError("an answer is empty.")
+        if not all(message.text.strip() for message in self.conversation if message.role == "assistant"):
+            raise ValueError("an answer is empty or only white space.")
 
     @property
     def answer(self) -> str:
@@ -118,15 +125,30 @@ def question_row(question: str, answer: str, picture: Picture, image_id: str, so
     return Row(messages, (picture,), (image_id,), source)
 
 
-@contextmanager
-def naming_place(file: Path, place: str) -> Generator[None]:
-    """Around the making of one row: what is wrong with it becomes a `ValueError` that names its file and place."""
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, and why.
+
+    Args:
+        file: Its data file.
+        place: Where in it: `line 3`, `annotation 7`.
+        reason: One sentence that names file, place and, where there is one, field.
+    """
+
+    file: str
+    place: str
+    reason: str
+
+
+def row_or_fault(file: Path, place: str, make: Callable[..., Made], *arguments: Any) -> Made | BadRow:
+    """What `make` makes of the arguments or, where it finds a fault in them, the fault with its file and place."""
     try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{file}, {place}: {error} is missing.") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}, {place}: {error}") from None
+        return make(*arguments)
+    except ValidationError as error:  # is a ValueError too
+        reason = str(explain(error, f"{file}, {place}"))
+    except ValueError as error:
+        reason = f"{file}, {place}: {error}"
+    return BadRow(str(file), place, reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
 """Pictures: bit-exact with the originals on RGB, right for everything an illustrator may send, firm with the rest."""
 
 import io
+import random
+import resource
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -204,7 +207,7 @@ GOOD = Image.new("RGB", (8, 8))
     ("source", "message"),
     [
         (b"", r"picture 2 is empty \(0 bytes\)"),
-        (b"not a picture", "picture 2 is not a picture that Pillow can read"),
+        (b"not a picture", "picture 2 is not a picture of a known format"),
         (encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")[:900], "picture 2 is damaged or cut off"),
         (encoded(Image.fromarray(noise(64, 64, 3)))[:900], "picture 2 is damaged or cut off"),
         (bomb(9000, 9000), "picture 2 has 9000 x 9000 = 81,000,000 pixels; at most 50,000,000 are decoded"),
@@ -216,7 +219,10 @@ GOOD = Image.new("RGB", (8, 8))
         (np.broadcast_to(np.uint8(0), (8000, 8000, 3)), "picture 2 has 8000 x 8000"),
         (None, "picture 2 is a NoneType"),
         (7, "picture 2 is a int"),
-        ("data:image/png;base64,@@@", "picture 2 is not valid base64"),
+        (
+            "data:image/png;base64,@@@",
+            "picture 2, .data:image.png;base64,@@@., is no file, no address and no valid base64",
+        ),
     ],
 )
 def test_refusals_name_the_item(image_processor, source, message):
@@ -263,3 +269,181 @@ def test_what_has_been_converted_is_not_converted_again(image_processor, monkeyp
     assert len(converted) == 4
     with pytest.raises(ValueError, match=r"picture 1 has 30 x 20 = 600 pixels; at most 500"):
         image_processor(rgb, do_convert_rgb=False, max_pixels=500)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%id) (r) file\n"
+
+
+@pytest.mark.parametrize("how", ["bytes", "file", "path", "base64", "opened"])
+def test_no_format_outside_the_list_is_opened(image_processor, tmp_path, how, monkeypatch):
+    """Above all not EPS, for which Pillow starts Ghostscript."""
+    import base64
+
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript"))
+    (tmp_path / "a.png").write_bytes(EPS)
+    sources = {"bytes": EPS, "file": io.BytesIO(EPS), "path": str(tmp_path / "a.png")}
+    sources |= {"base64": "data:image/png;base64," + base64.b64encode(EPS).decode()}
+    source = sources[how] if how in sources else Image.open(io.BytesIO(EPS))
+    words = "is of the format EPS; decoded are" if how == "opened" else r"is not a picture of a known format \("
+    with pytest.raises(ValueError, match=words + ".?PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM, AVIF"):
+        image_processor(source)
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def behind_header(data: bytes, more: bytes) -> bytes:
+    """Pieces put behind the header of a PNG, or the start of a JPEG."""
+    at = 33 if data.startswith(b"\x89PNG") else 2
+    return data[:at] + more + data[at:]
+
+
+def tiff(tags: dict[int, tuple[int, int, int]], rest: bytes = b"") -> bytes:
+    base = {256: (4, 1, 64), 257: (4, 1, 64), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 1), 277: (3, 1, 1)}
+    fields = b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in sorted({**base, **tags}.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len({**base, **tags})) + fields + bytes(4) + rest
+
+
+SMALL = Image.new("RGB", (8, 8))
+MULTIPLIERS = {
+    "jpeg: scans": (scans(101), "JPEG of more than 100 scans"),
+    "jpeg: segments": (behind_header(encoded(SMALL, "JPEG"), b"\xff\xe5\0\2" * 6000), "more than 5,000 pieces"),
+    "jpeg: padding": (behind_header(encoded(SMALL, "JPEG"), b"\xff" * 6000), "more than 5,000 pieces"),
+    "png: chunks": (behind_header(encoded(SMALL), chunk(b"tEXt", b"a\0b") * 6000), "more than 5,000 pieces"),
+    "png: profiles": (
+        behind_header(encoded(SMALL), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6))) * 6),
+        "more than 5,000 pieces",
+    ),
+    "png: a side": (bomb(1, 1_000_001), "a side has at most 1,000,000"),
+    "tiff: tiles": (
+        tiff({322: (4, 1, 30_000), 323: (4, 1, 30_000), 324: (4, 1, 200), 325: (4, 1, 9)}, bytes(99)),
+        "tiles of 30000 x 30000 pixels",
+    ),
+    "tiff: strips": (tiff({273: (4, 100_001, 200), 278: (4, 1, 1), 279: (4, 1, 9)}, bytes(400_400)), "100,001 strips"),
+    "tiff: tags": (
+        tiff({1000 + n: (4, 100_000, 8) for n in range(9)}, bytes(400_400)),
+        "tags are larger than the file",
+    ),
+    "webp: copies": (encoded(Image.new("1", (5001, 5000)).convert("RGB"), "WEBP", quality=1, method=0), "25,000,000"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), MULTIPLIERS.values(), ids=MULTIPLIERS)
+def test_what_a_small_file_multiplies_is_refused_before_a_pixel_is_decoded(
+    image_processor, monkeypatch, data, message
+):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=message):
+        image_processor.to_rgb(data)
+
+
+@pytest.mark.parametrize("name", ["jpeg: scans", "png: a side", "tiff: tiles", "webp: copies"])
+def test_who_opened_a_picture_makes_no_difference(image_processor, name):
+    data, message = MULTIPLIERS[name]
+    with pytest.raises(ValueError, match=message):
+        image_processor(Image.open(io.BytesIO(data)))
+
+
+def test_many_scans_are_decoded_up_to_the_limit(image_processor):
+    assert image_processor.to_rgb(scans(100)).size == (64, 64)
+
+
+def resized(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG whose header states another size."""
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+OPTIONS = [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 3}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "progressive", "4:4:4", "restarts"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("what", ["noise", "grey", "half grey"])
+def test_a_jpeg_that_lies_about_its_size(image_processor, mode, options, what):
+    """libjpeg fills the rest with grey and says nothing; grey pictures that do not lie are taken."""
+    pixels = noise(64, 80, 3)
+    pixels[32 if what == "half grey" else 0 if what == "grey" else 64 :] = 128
+    data = encoded(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+    assert image_processor.to_rgb(data).size == (80, 64)
+    for width, height in ((80, 80), (80, 128), (96, 80), (4000, 3000)):
+        with pytest.raises(ValueError, match="picture is damaged: it holds fewer pixels than its header states"):
+            image_processor.to_rgb(resized(data, width, height))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["plain", "progressive"])
+def test_a_grey_corner_a_thumbnail_and_a_film_behind_it_are_no_lie(image_processor, options):
+    """What a telephone writes: a second JPEG in the EXIF data, and data of any kind behind the picture."""
+    pixels = noise(64, 80, 3)
+    pixels[32:] = 128
+    thumbnail = encoded(Image.fromarray(pixels[::4, ::4]), "JPEG", progressive=True)
+    film = random.Random(0).randbytes(12_000_000)
+    assert film.count(b"\xff\xda") > 100
+    data = encoded(Image.fromarray(pixels), "JPEG", exif=b"Exif\0\0" + thumbnail, **options) + film
+    expected = image_processor.to_rgb(encoded(Image.fromarray(pixels), "JPEG", **options))
+    assert image_processor.to_rgb(data).tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match="fewer pixels than its header states"):
+        image_processor.to_rgb(resized(data[: -len(film)].replace(thumbnail, bytes(len(thumbnail))), 80, 128))
+
+
+def test_large_pictures_are_converted_in_bands(image_processor, monkeypatch):
+    """The same to the bit as in one piece."""
+    pictures = [Image.fromarray(noise(40, 30, 4)), Image.fromarray(noise(40, 30, 4)).quantize()]
+    pictures += [Image.fromarray(noise(40, 30, dtype=np.uint16, high=65536)), Image.fromarray(noise(40, 30, 2), "LA")]
+    whole = [image_processor.to_rgb(picture) for picture in pictures]
+    monkeypatch.setattr("jminigpt4.processing_jminigpt4._BAND", 100)
+    for picture, expected in zip(pictures, whole, strict=True):
+        assert image_processor.to_rgb(picture).tobytes() == expected.tobytes()
+
+
+def mutated(data: bytes, generator: random.Random) -> bytes:
+    """A file with some bytes changed, cut out, doubled, or cut off."""
+    changed = bytearray(data)
+    for _ in range(generator.randint(1, 8)):
+        at = generator.randrange(min(len(changed), generator.choice((64, 700, len(changed)))) or 1)
+        match generator.randrange(5):
+            case 0:
+                changed[at : at + 1] = generator.randbytes(1)
+            case 1:
+                changed[at : at + 4] = generator.choice((b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff"))
+            case 2:
+                del changed[at : at + generator.randint(1, 40)]
+            case 3:
+                changed[at:at] = changed[at : at + generator.randint(1, 200)] * generator.randint(1, 20)
+            case 4 if generator.random() < 0.3:
+                del changed[max(at, 8) :]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM"])
+def test_mutated_files_give_a_picture_or_a_sentence(image_processor, file_format):
+    generator = random.Random(file_format)
+    picture = Image.fromarray(noise(48, 64, 3))
+    variants = [encoded(picture, file_format), encoded(picture.convert("L").resize((300, 20)), file_format)]
+    if file_format == "JPEG":
+        variants.append(encoded(picture, "JPEG", progressive=True))
+    if file_format == "TIFF":
+        variants += [encoded(picture, "TIFF", compression=each) for each in ("tiff_lzw", "tiff_deflate", "jpeg")]
+    if file_format in ("PNG", "WEBP"):
+        variants.append(encoded(picture.convert("RGBA"), file_format))
+    before, taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    for number in range(100):
+        data = mutated(variants[number % len(variants)], generator)
+        start = time.process_time()
+        try:
+            taken += image_processor.to_rgb(data, "picture 7").mode == "RGB"
+        except ValueError as error:
+            assert str(error).startswith("picture 7 ") and "0x" not in str(error), error
+        assert time.process_time() - start < 5
+    assert 0 < taken < 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024

@@ -129,7 +129,9 @@ def data(
     from ..inference.loading import load_processor
     from .inspection import inspect
 
-    rows = [row for source in _sources(data, images) or [] for row in read_source(as_source(source))]
+    rows, bad = [], {}
+    for source in map(as_source, _sources(data, images) or []):
+        rows += read_source(source, bad.setdefault(source.title, []).append)
     processor = load_processor(model or DEMO)
-    for found in inspect(rows, processor, against or (), coco_twins, progress=not as_json):
+    for found in inspect(rows, processor, against or (), coco_twins, progress=not as_json, bad_rows=bad):
         typer.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else "\n".join(found.lines()))

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +382,9 @@ class Run:
             lines = [json.dumps({"picture": each.name, "reason": each.reason}) for each in self.bad.found.values()]
             with finished_file(output / "bad_pictures.jsonl") as temporary:
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if bad_rows := [json.dumps(asdict(each)) for source in self.sources for each in source.bad_rows]:
+            with finished_file(output / "bad_rows.jsonl") as temporary:
+                temporary.write_text("\n".join(bad_rows) + "\n", encoding="utf-8")
         if (output / "metrics.jsonl").is_file():
             draw_learning_curve(output / "metrics.jsonl", output / "learning_curve.png")
 

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from ..data.id_lists import read_ids, unmatched_line
-from ..data.rows import Row
+from ..data.rows import BadRow, Row
 from .features import BadPicture
 from .packing import IGNORED
 from .selection import CocoTwins, exclude, not_in
@@ -24,6 +24,7 @@ class Inspection:
         source: Its name.
         rows, pictures: Numbers of rows and of distinct picture files.
         text_only: Rows without a picture.
+        bad_rows: Rows that cannot be used.
         missing: Names of picture files that are not there.
         broken: Pictures that cannot be decoded.
         duplicate_rows: Rows that say the same of the same pictures as an earlier one.
@@ -38,6 +39,7 @@ class Inspection:
     rows: int = 0
     pictures: int = 0
     text_only: int = 0
+    bad_rows: list[BadRow] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     broken: list[BadPicture] = field(default_factory=list)
     duplicate_rows: int = 0
@@ -50,6 +52,8 @@ class Inspection:
     def lines(self) -> Iterable[str]:
         """The report, line by line."""
         yield f"{self.source}: {self.rows:,} rows about {self.pictures:,} pictures ({self.text_only:,} rows without)"
+        yield f"  bad rows: {len(self.bad_rows):,}"
+        yield from (f"    {bad.reason}" for bad in self.bad_rows[:5])
         yield f"  pictures missing: {len(self.missing):,}; broken: {len(self.broken):,}"
         yield from (f"    missing: {name}" for name in self.missing[:5])
         yield from (f"    broken: {bad.reason}" for bad in self.broken[:5])
@@ -69,6 +73,7 @@ def inspect(
     against: Iterable[str] = (),
     coco_twins: str | None = None,
     progress: bool = True,
+    bad_rows: Mapping[str, list[BadRow]] | None = None,
 ) -> list[Inspection]:
     """Looks at every row and every picture, source by source.
 
@@ -78,12 +83,16 @@ def inspect(
         against: Files with image ids of evaluation sets.
         coco_twins: Visual Genome's `image_data.json`.
         progress: Whether to show a progress bar.
+        bad_rows: What was left out of each source, by its name.
     """
     by_source: dict[str, list[Row]] = {}
     for row in rows:
         by_source.setdefault(row.source, []).append(row)
     twins = CocoTwins(coco_twins)
-    return [_inspect(name, each, processor, list(against), twins, progress) for name, each in by_source.items()]
+    found = [_inspect(name, each, processor, list(against), twins, progress) for name, each in by_source.items()]
+    for each in found:
+        each.bad_rows = (bad_rows or {}).get(each.source, [])
+    return found
 
 
 def _inspect(
@@ -96,8 +105,11 @@ def _inspect(
     for picture in tqdm(pictures.values(), desc=f"{name}: pictures", unit="picture", disable=not progress):
         try:
             content = picture.read()
-        except OSError:
+        except FileNotFoundError:
             found.missing.append(picture.name)
+            continue
+        except OSError as error:
+            found.broken.append(BadPicture(picture.name, str(error)))
             continue
         contents[hashlib.sha256(content).digest()] += 1
         try:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..checkpoint import finished_file
+from ..data.json_files import json_lines
 
 
 class MetricsLog(TrainerCallback):
@@ -78,7 +79,7 @@ class MetricsLog(TrainerCallback):
 def keep_lines_up_to(path: Path, step: int):
     """Drops the lines of steps that a resumed run takes again."""
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         with finished_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -93,7 +94,7 @@ def peak_memory_gb() -> float:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for _, line in json_lines(path)]
 
 
 def draw_learning_curve(metrics: Path, picture: Path):

@@ -50,7 +50,8 @@ class Recipe:
         exclude: Files of image ids that must not be trained on, such as those of evaluation sets.
         coco_twins: Visual Genome's `image_data.json`, which says which of its pictures are COCO's.
         on_bad_picture: `skip` or `raise`.
-        max_bad_share: Training stops when more than this share of pictures is bad.
+        on_bad_row: `raise`, or `skip`: rows that lack something are left out, counted and listed.
+        max_bad_share: Training stops when more than this share of pictures, or of rows, is bad.
         log_steps, save_steps, eval_steps, sample_steps: Every how many steps; `None`: at the end of each epoch.
         keep_checkpoints: How many are kept.
         seed: What order, prompts and crops are drawn from.
@@ -88,6 +89,7 @@ class Recipe:
     exclude: list[str] = field(default_factory=list)
     coco_twins: str | None = None
     on_bad_picture: str = "skip"
+    on_bad_row: str = "raise"
     max_bad_share: float = 0.05
     log_steps: int = 10
     save_steps: int | None = None
@@ -105,6 +107,7 @@ class Recipe:
             "attention": ("auto", "sdpa", "eager", "flex_attention"),
             "cache_dtype": tuple(DTYPES),
             "on_bad_picture": ("skip", "raise"),
+            "on_bad_row": ("skip", "raise"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

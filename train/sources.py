@@ -1,15 +1,15 @@
 """The data of a run: sources to groups of rows, without what cannot or must not be trained on."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.id_lists import read_ids, unmatched_line
-from ..data.readers import DataSource, as_source, read_source
-from ..data.rows import Group, Row, group_rows
+from ..data.readers import DataSource, as_source, read_source, refuse
+from ..data.rows import BadRow, Group, Row, group_rows
 from .features import BadPicture, FeatureCache, fill_together
 from .prompts import CaptionPrompts
 from .recipe import Recipe
@@ -18,25 +18,26 @@ from .selection import CocoTwins, exclude, not_in, split
 
 @dataclass(frozen=True)
 class SourceData:
-    """The groups of one source, and what its captions are asked with."""
+    """The groups of one source, what its captions are asked with, and the rows that were left out as bad."""
 
     title: str
     training: list[Group]
     validation: list[Group]
     prompts: CaptionPrompts
     weight: float | None
+    bad_rows: tuple[BadRow, ...] = ()
 
 
 def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
     """Sources to groups of rows for training and validation, without what must not be trained on.
 
     Raises:
-        ValueError: There is no data, or all of a source is excluded.
+        ValueError: There is no data, all of a source is excluded, or a row is bad and the recipe does not allow it.
     """
-    sources = _sources(data)
-    excluded = _excluded_ids(recipe.exclude, [row for _, rows in sources for row in rows], twins)
+    sources = _sources(data, recipe)
+    excluded = _excluded_ids(recipe.exclude, [row for _, rows, _ in sources for row in rows], twins)
     result = []
-    for number, (source, rows) in enumerate(sources):
+    for number, (source, rows, bad) in enumerate(sources):
         rows = exclude(rows, excluded, twins) if excluded else rows
         # Where only the projection learns, a row without a picture has a gradient of zero.
         rows = rows if recipe.lora else [row for row in rows if row.pictures]
@@ -50,7 +51,7 @@ def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
         wording = source.prompts if source.prompts is not None else recipe.prompts
         often = source.prompt_probability if source.prompt_probability is not None else recipe.prompt_probability
         prompts = CaptionPrompts(wording, often, recipe.seed + number)
-        result.append(SourceData(source.title, training, validation, prompts, source.weight))
+        result.append(SourceData(source.title, training, validation, prompts, source.weight, tuple(bad)))
     if not result:
         raise ValueError("There is no data: name files, or a recipe with `data`.")
     return result
@@ -67,16 +68,34 @@ def _excluded_ids(lists: list[str], rows: list[Row], twins: CocoTwins) -> set[st
     return excluded
 
 
-def _sources(data: Any) -> list[tuple[DataSource, list[Row]]]:
+def _sources(data: Any, recipe: Recipe) -> list[tuple[DataSource, list[Row], list[BadRow]]]:
     if isinstance(data, str | os.PathLike | dict | DataSource):
         data = [data]
     if data and all(isinstance(each, Row) for each in data):
         by_source: dict[str, list[Row]] = {}
         for row in data:
             by_source.setdefault(row.source, []).append(row)
-        return [(DataSource(path="", name=name), rows) for name, rows in by_source.items()]
-    sources = [as_source(each) for each in data or []]
-    return [(source, read_source(source)) for source in sources]
+        return [(DataSource(path="", name=name), rows, []) for name, rows in by_source.items()]
+    return [_read(as_source(each), recipe) for each in data or []]
+
+
+def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, list[Row], list[BadRow]]:
+    bad: list[BadRow] = []
+    rows = read_source(source, refuse if recipe.on_bad_row == "raise" else bad.append)
+    every = len(rows) + len(bad)
+    if _too_many(len(bad), every, recipe.max_bad_share):
+        raise ValueError(
+            f"{len(bad):,} of {every:,} rows of {source.title} are bad, more than max_bad_share "
+            f"{recipe.max_bad_share}. The first: {bad[0].reason}"
+        )
+    if bad and PartialState().is_main_process:
+        tqdm.write(f"{len(bad):,} of {every:,} rows of {source.title} are left out, the first: {bad[0].reason}")
+    return source, rows, bad
+
+
+def _too_many(bad: int, every: int, most: float) -> bool:
+    """Below 20 a share says little; a data set that is all wrong is still found at once."""
+    return bad > max(most * every, min(20, every / 2))
 
 
 class BadPictures:
@@ -100,8 +119,7 @@ class BadPictures:
         self.found[bad.name] = bad
         if self.recipe.on_bad_picture == "raise":
             raise ValueError(f"{bad.reason} (on_bad_picture is `raise`; `skip` leaves its rows out.)")
-        # Below 20 a share says little; a data set that is all wrong is still found at once.
-        if len(self.found) > max(self.recipe.max_bad_share * self.pictures, min(20, self.pictures / 2)):
+        if _too_many(len(self.found), self.pictures, self.recipe.max_bad_share):
             raise ValueError(
                 f"{len(self.found)} of {self.pictures} pictures cannot be read, more than max_bad_share "
                 f"{self.recipe.max_bad_share}. The last: {bad.reason} Is the picture folder the right one?"
@@ -128,5 +146,5 @@ def fill_cache(
         }
         if not usable["training"]:
             raise ValueError(f"No picture of {source.title} can be read.")
-        kept.append(SourceData(source.title, **usable, prompts=source.prompts, weight=source.weight))
+        kept.append(replace(source, **usable))
     return kept

@@ -3,12 +3,17 @@
 import importlib
 import os
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from ...schema import explain
+from ..json_files import json_lines, read_json
 from ..pictures import PictureFolders
-from ..rows import Row
+from ..rows import BadRow, Row
 from .registry import READERS, Reader
 
 for _module in pkgutil.iter_modules(__path__):
@@ -52,7 +57,7 @@ def as_source(source: "DataSource | dict[str, Any] | str | os.PathLike") -> Data
     """A source from its short forms: a path, or the mapping of a recipe.
 
     Raises:
-        ValueError: The mapping has a key that no source has.
+        ValueError: The mapping has a key that no source has, or a value of the wrong type.
     """
     if isinstance(source, DataSource):
         return source
@@ -61,15 +66,35 @@ def as_source(source: "DataSource | dict[str, Any] | str | os.PathLike") -> Data
     known = {each.name for each in fields(DataSource)}
     if unknown := sorted(source.keys() - known) or ("path" not in source and ["no `path`"]):
         raise ValueError(f"A data source has {unknown}; its keys are {', '.join(sorted(known))}.")
-    return DataSource(**source)
+    try:
+        return _SOURCE.validate_python(source)
+    except ValidationError as error:
+        raise explain(error, "A data source") from None
 
 
-def read_source(source: DataSource) -> list[Row]:
+_SOURCE = TypeAdapter(DataSource)
+
+
+def refuse(bad: BadRow):
+    """What is done with bad rows where they are not to be skipped.
+
+    Raises:
+        ValueError: Always; the message names file, place and field.
+    """
+    raise ValueError(bad.reason)
+
+
+def read_source(source: DataSource, note: Callable[[BadRow], None] = refuse) -> list[Row]:
     """All rows of a source, in the order of its files.
+
+    Args:
+        source: The source.
+        note: Takes the bad rows, which are left out; by default the first one is an error.
 
     Raises:
         FileNotFoundError: A file is not there.
-        ValueError: A file is of no known format, or a row lacks something; the message names file and place.
+        ValueError: A file is of no known format or of no use as a whole, or a row is bad; the message names file and
+            place.
     """
     rows: list[Row] = []
     for path in source.files:
@@ -81,9 +106,13 @@ def read_source(source: DataSource) -> list[Row]:
         images = [source.images] if isinstance(source.images, str) else source.images
         folders = PictureFolders(images or [path if path.is_dir() else path.parent])
         options = {name: getattr(source, name) for name in reader.options}
-        rows += reader.read(path, folders, source.title, **options)
+        for row in reader.read(path, folders, source.title, **options):
+            if isinstance(row, BadRow):
+                note(row)
+            else:
+                rows.append(row)
     if not rows:
-        raise ValueError(f"{source.path} holds no rows.")
+        raise ValueError(f"{source.path} holds no rows that can be used.")
     return rows
 
 
@@ -96,9 +125,13 @@ def detect(path: Path) -> Reader:
     """The reader of a file or folder.
 
     Raises:
-        ValueError: No reader knows it.
+        ValueError: No reader knows it, or it is not JSON in UTF-8 although its name says so.
     """
     if reader := recognised(path):
         return reader
+    if path.suffix == ".json":
+        read_json(path)  # what is wrong with it as a whole is said before what is wrong with its keys
+    elif path.suffix == ".jsonl":
+        next(json_lines(path), None)
     known = "; ".join(f"{reader.name} ({reader.layout})" for reader in READERS.values())
     raise ValueError(f"{path} is of no known format: state one with `format`. Known are {known}.")

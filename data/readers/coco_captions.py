@@ -3,10 +3,27 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..json_files import begins_with, mentions, read_json
-from ..pictures import PictureFolders, coco_names
-from ..rows import Row, caption_row, naming_place
+from pydantic import BaseModel
+
+from ..fields import Name, Number
+from ..json_files import begins_with, mentions, read_lists
+from ..pictures import FilePicture, PictureFolders, coco_names
+from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
+
+
+class CocoImage(BaseModel):
+    """A picture of the file."""
+
+    id: Number
+    file_name: Name
+
+
+class CocoCaption(BaseModel):
+    """A caption of one of them."""
+
+    image_id: Number
+    caption: str
 
 
 def _recognises(path: Path) -> bool:
@@ -14,21 +31,30 @@ def _recognises(path: Path) -> bool:
 
 
 @reader("coco-captions", "STAIR Captions, YJ Captions and others in COCO's layout", _recognises)
-def read_coco_captions(path: Path, folders: PictureFolders, source: str) -> Iterator[Row]:
+def read_coco_captions(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
     """STAIR Captions v1.0-1.2, plain or tokenized, and YJ Captions: `{"images": […], "annotations": […]}`.
 
     Captions are joined to pictures by id. A picture is looked for under its `file_name` and under the names that COCO
     2014 and 2017 give it.
 
     Raises:
-        ValueError: A caption names a picture that the file does not list, or lacks a key.
+        ValueError: The file is of another layout.
     """
-    content = read_json(path)
-    with naming_place(path, "images"):
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-    pictures = {number: folders.find(name, *coco_names(number)) for number, name in names.items()}
-    for annotation in content["annotations"]:
-        with naming_place(path, f"annotation {annotation.get('id')}"):
-            number = annotation["image_id"]
-            row = caption_row(annotation["caption"], pictures[number], f"coco:{number}", source)
-        yield row
+    images, annotations = read_lists(path, "images", "annotations")
+    pictures: dict[int, FilePicture] = {}
+    for place, each in enumerate(images):
+        image = row_or_fault(path, f"image {place}", CocoImage.model_validate, each)
+        if isinstance(image, BadRow):
+            yield image
+        else:
+            pictures[image.id] = folders.find(image.file_name, *coco_names(image.id))
+
+    def read(entry: object) -> Row:
+        found = CocoCaption.model_validate(entry)
+        if found.image_id not in pictures:
+            raise ValueError(f"`image_id` {found.image_id} is none of the file's images.")
+        return caption_row(found.caption, pictures[found.image_id], f"coco:{found.image_id}", source)
+
+    for place, each in enumerate(annotations):
+        name = each.get("id", place) if isinstance(each, dict) else place
+        yield row_or_fault(path, f"annotation {name!r:.40}", read, each)

@@ -3,10 +3,29 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..json_files import begins_with, read_json
+from pydantic import BaseModel
+
+from ..fields import Answer, Id, Number
+from ..json_files import begins_with, read_list
 from ..pictures import PictureFolders
-from ..rows import Row, naming_place, question_row
+from ..rows import BadRow, Row, question_row, row_or_fault
 from .registry import reader
+
+
+class Question(BaseModel):
+    """A question about a picture. Answers that are numbers or booleans are texts."""
+
+    image_id: Number
+    question: str
+    answer: Answer
+    qa_id: Id | None = None
+
+
+class Questions(BaseModel):
+    """A picture and what is asked about it, each as it stands in the file."""
+
+    id: Id | None = None
+    qas: list[object]
 
 
 def _recognises(path: Path) -> bool:
@@ -14,21 +33,25 @@ def _recognises(path: Path) -> bool:
 
 
 @reader("ja-vg-vqa", "Japanese Visual Genome VQA, question_answers.json", _recognises)
-def read_ja_vg_vqa(path: Path, folders: PictureFolders, source: str) -> Iterator[Row]:
+def read_ja_vg_vqa(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
     """yahoojapan/ja-vg-vqa, `question_answers.json`: `[{"id": …, "qas": [{"image_id", "question", "answer"}]}]`.
 
     Pictures, `<id>.jpg`, are joined by `image_id`, never by position: Visual Genome lists 108,000 pictures, this file
     99,000.
 
     Raises:
-        ValueError: A question lacks a key.
+        ValueError: The file is not a JSON array.
     """
-    for entry in read_json(path):
-        with naming_place(path, f"image {entry.get('id')}"):
-            questions = entry["qas"]
-        for qa in questions:
-            with naming_place(path, f"question {qa.get('qa_id')} of image {entry.get('id')}"):
-                number = qa["image_id"]
-                picture = folders.find(f"{number}.jpg")
-                row = question_row(qa["question"], qa["answer"], picture, f"vg:{number}", source)
-            yield row
+
+    def read(entry: object) -> Row:
+        qa = Question.model_validate(entry)
+        picture = folders.find(f"{qa.image_id}.jpg")
+        return question_row(qa.question, qa.answer, picture, f"vg:{qa.image_id}", source)
+
+    for number, each in enumerate(read_list(path)):
+        entry = row_or_fault(path, f"entry {number}", Questions.model_validate, each)
+        if isinstance(entry, BadRow):
+            yield entry
+            continue
+        for place, qa in enumerate(entry.qas):
+            yield row_or_fault(path, f"question {place} of image {entry.id}", read, qa)

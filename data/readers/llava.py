@@ -2,17 +2,45 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from ..ids import row_ids
-from ..json_files import begins_with, first_keys, json_lines, read_json
-from ..own_rows import picture_names, place_pictures
+from pydantic import AfterValidator, BaseModel, Field
+
+from ..fields import PictureFields
+from ..json_files import begins_with, first_keys, numbered_lines, parse_object, read_list
+from ..own_rows import place_pictures
 from ..pictures import PictureFolders
-from ..rows import PICTURE, Message, Row, naming_place
+from ..rows import IMAGE, PICTURE, BadRow, Message, Row, row_or_fault
 from .registry import reader
 
 ROLES = {"human": "user", "user": "user", "ユーザー": "user", "system": "system"}
 ROLES |= {"gpt": "assistant", "assistant": "assistant", "システム": "assistant"}
+
+
+def _role(name: str) -> str:
+    if name not in ROLES:
+        raise ValueError(f"role {name!r:.40} is none of {', '.join(ROLES)}")
+    return name
+
+
+class Turn(BaseModel):
+    """A message of a conversation, in one or two languages."""
+
+    speaker: Annotated[str, AfterValidator(_role)] = Field(alias="from")
+    value: str | None = None
+    jp: str | None = None
+
+    def text(self, language: str) -> str:
+        text = (self.jp or self.value) if language == "auto" else getattr(self, language)
+        if text is None:
+            raise ValueError(f"`{'value' if language == 'auto' else language}` is missing in a message.")
+        return text
+
+
+class LlavaRow(PictureFields):
+    """A conversation about pictures."""
+
+    conversations: list[Turn]
 
 
 def _recognises(path: Path) -> bool:
@@ -20,7 +48,7 @@ def _recognises(path: Path) -> bool:
 
 
 @reader("llava", "LLaVA's conversations, JSON or JSON lines", _recognises, options=("language",))
-def read_llava(path: Path, folders: PictureFolders, source: str, language: str = "auto") -> Iterator[Row]:
+def read_llava(path: Path, folders: PictureFolders, source: str, language: str = "auto") -> Iterator[Row | BadRow]:
     """`[{"id", "image", "conversations": [{"from", "value", "jp"}]}]`, one JSON array or JSON lines.
 
     Args:
@@ -31,38 +59,45 @@ def read_llava(path: Path, folders: PictureFolders, source: str, language: str =
             keeps the English text in `value`).
 
     Roles may be named `human`/`gpt`, `user`/`assistant` or `ユーザー`/`システム`. `<image>` may stand anywhere in a
-    question; the picture goes before the text, as LLaVA's own loader moves it. Rows without `image` are text only.
+    question; the picture goes before the text, as LLaVA's own loader moves it. There are as many as there are
+    pictures, or none: then the pictures go before the first question. Rows without `image` are text only. An answer
+    before the first question and a question after the last answer are left out.
 
     Raises:
-        ValueError: A row lacks a key or names an unknown role.
+        ValueError: The file is neither, or there is no such `language`.
     """
     if language not in {"auto", "jp", "value"}:
         raise ValueError(f"language must be auto, jp or value, got {language!r}.")
-    entries = json_lines(path) if path.suffix == ".jsonl" else enumerate(read_json(path))
-    for number, entry in entries:
-        with naming_place(path, f"row {number} (id {entry.get('id')})"):
-            names = picture_names(entry)
-            pictures = tuple(folders.find(name) for name in names)
-            conversation = _conversation(entry["conversations"], len(names), language)
-            row = Row(conversation, pictures, row_ids(entry, names, path), source)
-        yield row
+
+    def read(entry: object) -> Row:
+        row = LlavaRow.model_validate(entry)
+        pictures = tuple(folders.find(name) for name in row.names)
+        conversation = _conversation(row.conversations, len(pictures), language)
+        return Row(conversation, pictures, row.ids(row.names, path), source)
+
+    if path.suffix == ".jsonl":
+        for number, line in numbered_lines(path):
+            yield row_or_fault(path, f"line {number}", lambda line: read(parse_object(line)), line)
+        return
+    for number, entry in enumerate(read_list(path)):
+        name = entry.get("id") if isinstance(entry, dict) else None
+        yield row_or_fault(path, f"row {number} (id {name!r:.40})", read, entry)
 
 
-def _conversation(entries: list[dict[str, Any]], pictures: int, language: str) -> tuple[Message, ...]:
+def _conversation(turns: list[Turn], pictures: int, language: str) -> tuple[Message, ...]:
+    asked = sum(turn.text(language).count(IMAGE) for turn in turns if ROLES[turn.speaker] == "user")
+    if asked not in (0, pictures):
+        raise ValueError(f"{IMAGE} stands {asked} times in the questions, but there are {pictures} pictures.")
     conversation: list[Message] = []
-    unplaced = pictures
-    for entry in entries:
-        if entry["from"] not in ROLES:
-            raise ValueError(f"role {entry['from']!r} is none of {', '.join(ROLES)}.")
-        role = ROLES[entry["from"]]
+    for turn in turns:
+        role, text = ROLES[turn.speaker], turn.text(language)
         if not conversation and role == "assistant":
             continue  # as LLaVA does: a conversation begins with a question
-        text = (entry.get("jp") or entry["value"]) if language == "auto" else entry[language]
-        mentioned = min(text.count("<image>"), unplaced) if role == "user" else 0
-        text = text.replace("<image>", "").strip() if role == "user" else text.strip()
-        conversation.append(Message(role, (PICTURE,) * mentioned + ((text,) if text else ())))
-        unplaced -= mentioned
-    place_pictures(conversation, (PICTURE,) * unplaced)
+        places = (PICTURE,) * text.count(IMAGE) if role == "user" else ()
+        text = text.replace(IMAGE, "").strip() if places else text.strip()
+        conversation.append(Message(role, places + ((text,) if text else ())))
+    if not asked:
+        place_pictures(conversation, (PICTURE,) * pictures)
     while conversation and conversation[-1].role != "assistant":
         conversation.pop()
     return tuple(conversation)

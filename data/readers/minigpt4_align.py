@@ -3,12 +3,22 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..json_files import begins_with, mentions, read_json
+from pydantic import BaseModel
+
+from ..fields import Id
+from ..json_files import begins_with, mentions, read_lists
 from ..pictures import PictureFolders
-from ..rows import Row, caption_row, naming_place
+from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
 
 CAPTIONS = "filter_cap.json"
+
+
+class AlignedCaption(BaseModel):
+    """A caption of the file."""
+
+    image_id: Id
+    caption: str
 
 
 def _recognises(path: Path) -> bool:
@@ -18,16 +28,21 @@ def _recognises(path: Path) -> bool:
 
 
 @reader("minigpt4-align", f"MiniGPT-4's cc_sbu_align, {CAPTIONS}", _recognises)
-def read_align(path: Path, folders: PictureFolders, source: str) -> Iterator[Row]:
+def read_align(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
     """MiniGPT-4's stage 2, `cc_sbu_align`: `filter_cap.json` and `image/<id>.jpg` beside it.
 
     Raises:
-        ValueError: A row lacks a key.
+        ValueError: The file is of another layout.
     """
     file = path / CAPTIONS if path.is_dir() else path
-    for number, annotation in enumerate(read_json(file)["annotations"]):
-        with naming_place(file, f"annotation {number}"):
-            name = f"{annotation['image_id']}.jpg"
-            picture = folders.find(f"image/{name}", name)
-            row = caption_row(annotation["caption"], picture, f"cc_sbu_align:{annotation['image_id']}", source)
-        yield row
+
+    def read(entry: object) -> Row:
+        found = AlignedCaption.model_validate(entry)
+        name = f"{found.image_id}.jpg"
+        return caption_row(
+            found.caption, folders.find(f"image/{name}", name), f"cc_sbu_align:{found.image_id}", source
+        )
+
+    (annotations,) = read_lists(file, "annotations")
+    for number, annotation in enumerate(annotations):
+        yield row_or_fault(file, f"annotation {number}", read, annotation)

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..ids import row_ids
-from ..own_rows import make_row
+from ..own_rows import OwnRow, make_row
 from ..pictures import PictureFolders, TablePicture
-from ..rows import Row, naming_place
+from ..rows import BadRow, Row, row_or_fault
 from .registry import reader
 
 
@@ -26,37 +25,46 @@ def _recognises(path: Path) -> bool:
 
 
 @reader("parquet", "Parquet with images and messages, or image and caption or question and answer", _recognises)
-def read_parquet(path: Path, folders: PictureFolders, source: str) -> Iterator[Row]:
+def read_parquet(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
     """Parquet with `messages` and `images` (lists of `datasets.Image`), or `image` and `caption` / `question` and
     `answer`, as trainers of the Hub exchange them; one file, or every file of a folder. Pictures stay in the file
     until they are needed.
 
     Raises:
-        ValueError: A row lacks something; the message names it.
+        ValueError: A file is damaged, or its columns hold no pictures.
     """
     for file in _files(path):
         yield from _read_table(file, path, source)
 
 
-def _read_table(file: Path, path: Path, source: str) -> Iterator[Row]:
+def _read_table(file: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
     import pyarrow.compute as pc
     from datasets import Image, List, load_dataset
 
-    table = load_dataset("parquet", data_files=str(file), split="train")
+    try:
+        table = load_dataset("parquet", data_files=str(file), split="train")
+    except Exception as error:  # of several libraries; their own words name their caches
+        raise ValueError(f"{file} cannot be read as Parquet ({type(error).__name__}): is it whole?") from None
     column = "images" if "images" in table.column_names else "image"
     if column not in table.column_names:
         raise ValueError(f"{file} has no column `images` or `image`; it has {', '.join(table.column_names)}.")
     several = column == "images"
     # Undecoded, a damaged picture is one bad picture and not the end of the iteration.
-    table = table.cast_column(column, List(Image(decode=False)) if several else Image(decode=False))
+    try:
+        table = table.cast_column(column, List(Image(decode=False)) if several else Image(decode=False))
+    except Exception:
+        raise ValueError(f"{file}: the column `{column}` holds no pictures as `datasets` stores them.") from None
     texts = table.select_columns([name for name in table.column_names if name != column])
     counts = [None] * len(table)
     if several:
         counts = pc.call_function("list_value_length", [table.data.column(column)]).to_pylist()
+
+    def read(number: int, entry: object, positions: list[int | None]) -> Row:
+        row = OwnRow.model_validate(entry)
+        pictures = [TablePicture(str(file), number, column, position, table.data) for position in positions]
+        names = [f"{file.stem}/{number}.{position or 0}" for position in positions]
+        return make_row(row, pictures, row.ids(names, path), source)
+
     for number, (entry, count) in enumerate(zip(texts, counts, strict=True)):
         positions = list(range(count or 0)) if several else [None]
-        pictures = [TablePicture(str(file), number, column, position, table.data) for position in positions]
-        with naming_place(file, f"row {number}"):
-            names = [f"{file.stem}/{number}.{position or 0}" for position in positions]
-            row = make_row(entry, pictures, row_ids(entry, names, path), source)
-        yield row
+        yield row_or_fault(file, f"row {number}", read, number, entry, positions)

@@ -41,13 +41,21 @@ def parse_request(text: str, images: Sequence[str] = (), prompt: str = "", only:
     if not tail and chosen.hub is None:
         raise ValueError(f"{name} is not read from the Hub: name its file, --benchmark {head}=PATH.")
     path = Path(tail) if tail else None
-    if path is not None and not path.exists() and not _looks_like_hub(tail):
+    if path is not None and not path.exists() and not (chosen.hub and _names_a_repository(tail)):
         raise FileNotFoundError(f"{path} does not exist.")
     return Request(name, protocol, path, tuple(images), prompt, only)
 
 
-def _looks_like_hub(text: str) -> bool:
-    return text.count("/") == 1 and not text.startswith((".", "/", "~"))
+def _names_a_repository(text: str) -> bool:
+    """Whether a path that is not there may be `user/name` on the Hub: none with the ending of a file, or below a
+    folder that is there."""
+    owner, _, name = text.partition("/")
+    return (
+        bool(owner and name)
+        and "/" not in name
+        and not text.startswith((".", "~"))
+        and not (Path(owner).exists() or Path(name).suffix in {".json", ".jsonl", ".parquet", ".tar"})
+    )
 
 
 def local_path(request: Request) -> Path:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...data.fields import checked
 from ...data.ids import canonical_id
-from ...data.json_files import read_json
+from ...data.json_files import read_lists
 from ...data.pictures import PictureFolders, coco_names
+from ...data.readers.coco_captions import CocoCaption, CocoImage
 from ..items import Item, ask
 from .registry import Request, benchmark
 
@@ -17,21 +19,19 @@ def read_captions(path: Path, folders: PictureFolders, request: Request) -> Iter
     plain or tokenized, and YJ Captions 26k. The article's prompt is the picture alone.
 
     Raises:
-        ValueError: The file is of another layout.
+        ValueError: The file is of another layout; the message names entry and field.
     """
-    try:
-        content = read_json(path)
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        captions: dict[int, list[str]] = {}
-        for annotation in content["annotations"]:
-            captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{path} is not a COCO caption file: it needs `images` with id and file_name, and `annotations` with "
-            "image_id and caption."
-        ) from None
-    for number in names:
+    images, annotations = read_lists(path, "images", "annotations")
+    names: dict[int, str] = {}
+    for number, each in enumerate(images):
+        image = checked(CocoImage, each, path, f"image {number}")
+        names[image.id] = image.file_name
+    captions: dict[int, list[str]] = {}
+    for number, each in enumerate(annotations):
+        annotation = checked(CocoCaption, each, path, f"annotation {number}")
+        captions.setdefault(annotation.image_id, []).append(annotation.caption.strip())
+    for number, name in names.items():
         if number in captions:
-            picture = folders.find(names[number], *coco_names(number))
+            picture = folders.find(name, *coco_names(number))
             references = tuple(captions[number])
             yield Item(str(number), ask(request.prompt), (picture,), references, (canonical_id(number),))

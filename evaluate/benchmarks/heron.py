@@ -2,17 +2,58 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
+from pydantic import BaseModel
+
+from ...data.fields import Id, Name, checked
 from ...data.json_files import json_lines
-from ...data.pictures import PictureFolders
+from ...data.pictures import Picture, PictureFolders, TablePicture
 from ..items import Item, ask
 from .registry import Request, benchmark
-from .tables import cell_name, parquet_files, rows
+from .tables import TableRow, cell_name, parquet_files, rows
 
 CATEGORIES = ("conv", "detail", "complex")
 
 
+class Asked(BaseModel):
+    """What both layouts have of a question."""
+
+    question_id: Id
+    category: Literal["conv", "detail", "complex"]
+    text: str
+    image_category: str | None = None
+
+
+class Question(Asked):
+    """A line of `questions_ja.jsonl`."""
+
+    image: Name
+
+
+class Context(BaseModel):
+    """A line of `context_ja.jsonl`."""
+
+    image: Name
+    caption: str
+
+
+class Gpt4Answer(BaseModel):
+    """A line of `answers_gpt4.jsonl`."""
+
+    question_id: Id
+    text: str
+
+
+class HeronRow(Asked, TableRow):
+    """A row of llm-jp-eval-mm's Parquet file."""
+
+    image: TablePicture
+    context: str
+    answer: dict[str, str | None] | None
+
+
+Line = TypeVar("Line", bound=BaseModel)
 HUB = "turing-motors/Japanese-Heron-Bench"
 
 
@@ -29,38 +70,32 @@ def read_heron(path: Path, folders: PictureFolders, request: Request) -> Iterato
         yield from _from_folder(path, folders)
         return
     for file in parquet_files(path, split=""):
-        for row in rows(file, ("question_id", "image", "category", "text", "context", "answer")):
-            answers = [text for text in row["answer"].values() if text] if row["answer"] else []
-            image_id = f"heron:{cell_name(row['image'])}"
-            yield _item(row, row["image"], image_id, row["context"], answers[0] if answers else "")
+        for row in rows(file, HeronRow):
+            answers = [text for text in (row.answer or {}).values() if text]
+            image_id = f"heron:{cell_name(row.image)}"
+            yield _item(row, row.image, image_id, row.context, answers[0] if answers else "")
 
 
 def _from_folder(path: Path, folders: PictureFolders) -> Iterator[Item]:
-    questions = _lines(path / "questions_ja.jsonl", ("question_id", "image", "category", "text"))
-    contexts = {row["image"]: row["caption"] for row in _lines(path / "context_ja.jsonl", ("image", "caption"))}
-    answers = {row["question_id"]: row["text"] for row in _lines(path / "answers_gpt4.jsonl", ("question_id", "text"))}
-    for row in questions:
-        context, answer = contexts.get(row["image"]), answers.get(row["question_id"])
+    contexts = {row.image: row.caption for row in _lines(path / "context_ja.jsonl", Context)}
+    answers = {row.question_id: row.text for row in _lines(path / "answers_gpt4.jsonl", Gpt4Answer)}
+    for row in _lines(path / "questions_ja.jsonl", Question):
+        context, answer = contexts.get(row.image), answers.get(row.question_id)
         if context is None or answer is None:
-            raise ValueError(f"{path}: question {row['question_id']} lacks its context or GPT-4's answer.")
-        yield _item(row, folders.find(row["image"]), f"heron:{row['image']}", context, answer)
+            raise ValueError(f"{path}: question {row.question_id} lacks its context or GPT-4's answer.")
+        yield _item(row, folders.find(row.image), f"heron:{row.image}", context, answer)
 
 
-def _item(row: dict[str, Any], picture: Any, image_id: str, context: str, answer: str) -> Item:
-    if row["category"] not in CATEGORIES:
-        raise ValueError(f"Question {row['question_id']} is of the unknown category {row['category']!r}.")
-    fields = {"category": row["category"]}
-    if row.get("image_category"):
-        fields["image_category"] = row["image_category"]
+def _item(row: Asked, picture: Picture, image_id: str, context: str, answer: str) -> Item:
+    fields: dict[str, str] = {"category": row.category}
+    if row.image_category:
+        fields["image_category"] = row.image_category
     details = {"context": context, "gpt4_answer": answer, "image": image_id.partition(":")[2]}
-    return Item(str(row["question_id"]), ask(row["text"]), (picture,), (), (image_id,), fields, details)
+    return Item(str(row.question_id), ask(row.text), (picture,), (), (image_id,), fields, details)
 
 
-def _lines(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
+def _lines(path: Path, schema: type[Line]) -> Iterator[Line]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: Japanese-Heron-Bench is questions, contexts and GPT-4's answers.")
-    found = list(json_lines(path))
-    for number, row in found:
-        if missing := [name for name in needed if name not in row]:
-            raise ValueError(f"{path}, line {number}: {', '.join(missing)} is missing.")
-    return [row for _, row in found]
+    for number, row in json_lines(path):
+        yield checked(schema, row, path, f"line {number}")

@@ -4,17 +4,41 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from ...data.pictures import PictureFolders
+from pydantic import BeforeValidator
+
+from ...data.fields import Answer
+from ...data.pictures import PictureFolders, TablePicture
 from ..items import Item, ask
 from .registry import Request, benchmark
-from .tables import parquet_files, rows
+from .tables import TableRow, parquet_files, rows
 
 # The benchmark's own instructions (JMMMU, arXiv:2410.17250; the same in lmms-eval and llm-jp-eval-mm).
 CHOOSE = "与えられた選択肢の中から最も適切な回答のアルファベットを直接記入してください。"
 ANSWER_BRIEFLY = "質問に対する回答を単語や短いフレーズで記入してください。"
 CULTURE_SPECIFIC = {"Japanese_Art", "Japanese_Heritage", "Japanese_History", "World_History"}
+
+
+def _as_list(answer: object) -> object:
+    return answer if isinstance(answer, list) else [answer]
+
+
+class JmmmuRow(TableRow):
+    """A row of JMMMU."""
+
+    id: str
+    question: str
+    options: str
+    answer: Annotated[list[Answer], BeforeValidator(_as_list)]
+    question_type: str
+    image_1: TablePicture | None
+    image_2: TablePicture | None = None
+    image_3: TablePicture | None = None
+    image_4: TablePicture | None = None
+    image_5: TablePicture | None = None
+    image_6: TablePicture | None = None
+    image_7: TablePicture | None = None
 
 
 def letters(options: list[str]) -> list[str]:
@@ -34,36 +58,39 @@ def read_jmmmu(path: Path, folders: PictureFolders, request: Request) -> Iterato
         ValueError: A column or a mentioned picture is missing, or `options` is no list.
     """
     for file in parquet_files(path):
-        for row in rows(file, ("id", "question", "options", "answer", "question_type", "image_1")):
+        for row in rows(file, JmmmuRow):
             yield _item(row)
 
 
-def _item(row: dict[str, Any]) -> Item:
+def _item(row: JmmmuRow) -> Item:
     options = _options(row)
-    chosen_from = row["question_type"] == "multiple-choice"
-    question = row["question"].replace("<image1>", "<image 1>")
+    chosen_from = row.question_type == "multiple-choice"
+    question = row.question.replace("<image1>", "<image 1>")
     if chosen_from:
+        if len(options) > 26:
+            raise ValueError(f"JMMMU {row.id}: {len(options)} options are more than there are letters.")
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters(options), options, strict=True))
         question = f"{question}\n{listed}\n\n{CHOOSE}"
     else:
         question = f"{question}\n\n{ANSWER_BRIEFLY}"
     numbers = sorted({int(number) for number in re.findall(r"<image (\d)>", question)})
-    mentioned = {number: row.get(f"image_{number}") for number in numbers}
+    mentioned = {number: getattr(row, f"image_{number}", None) for number in numbers}
     if missing := [number for number, picture in mentioned.items() if picture is None]:
-        raise ValueError(f"JMMMU {row['id']} mentions image {missing[0]}, which is missing.")
+        raise ValueError(f"JMMMU {row.id} mentions image {missing[0]}, which is missing.")
     pictures = tuple(picture for picture in mentioned.values() if picture is not None)
     text = re.sub(r"<image \d>", "", question)
-    subject = re.sub(r"^[^_]+_|_\d+$", "", row["id"])
+    subject = re.sub(r"^[^_]+_|_\d+$", "", row.id)
     fields = {"subject": subject, "culture": "specific" if subject in CULTURE_SPECIFIC else "agnostic"}
     details = {"options": options if chosen_from else None}
-    ids = tuple(f"jmmmu:{row['id']}.{number}" for number in numbers)
-    references = tuple(row["answer"]) if isinstance(row["answer"], list) else (row["answer"],)
-    return Item(row["id"], ask(text, len(pictures)), pictures, references, ids, fields, details)
+    ids = tuple(f"jmmmu:{row.id}.{number}" for number in numbers)
+    return Item(row.id, ask(text, len(pictures)), pictures, tuple(row.answer), ids, fields, details)
 
 
-def _options(row: dict[str, Any]) -> list[str]:
+def _options(row: JmmmuRow) -> list[str]:
     try:
-        options = ast.literal_eval(row["options"])
-        return [str(option) for option in options]
-    except (ValueError, SyntaxError, TypeError):
-        raise ValueError(f"JMMMU {row['id']}: `options` is not a list: {row['options']!r}.") from None
+        options = ast.literal_eval(row.options)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        options = None
+    if not isinstance(options, list | tuple):
+        raise ValueError(f"JMMMU {row.id}: `options` is not a list: {row.options!r:.80}.")
+    return [str(option) for option in options]

@@ -4,23 +4,56 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from ...data.fields import Answer, CocoId, Id, Number, checked
 from ...data.ids import coco_twin
-from ...data.json_files import read_json
-from ...data.pictures import Picture, PictureFolders
+from ...data.json_files import read_list
+from ...data.pictures import Picture, PictureFolders, TablePicture
 from ..items import Item, ask
 from .registry import Request, benchmark
-from .tables import cell_name, parquet_files, rows
+from .tables import TableRow, cell_name, parquet_files, rows
 
 COMMON = {"scoring": "questions", "protocols": ("sakana", "llm-jp")}
 
 
-def _items(image_id: int, picture: Picture, qas: list[dict[str, Any]], request: Request, twin: Any) -> Iterator[Item]:
+class Question(BaseModel):
+    """A question about a picture of Visual Genome. Answers that are numbers or booleans are texts."""
+
+    qa_id: Id
+    question: str
+    answer: Answer
+
+
+class Entry(BaseModel):
+    """A picture of Japanese Visual Genome VQA and what is asked about it."""
+
+    id: Number
+    qas: list[Question]
+
+
+class VisualGenomeRow(TableRow):
+    """A row of JA-VG-VQA-500."""
+
+    image_id: Number
+    image: TablePicture
+    qas: list[Question]
+    coco_id: CocoId = None
+
+
+class WildRow(TableRow):
+    """A row of JA-VLM-Bench-In-the-Wild."""
+
+    image: TablePicture
+    question: str
+    answer: Answer
+
+
+def _items(image_id: int, picture: Picture, qas: list[Question], request: Request, twin: Any) -> Iterator[Item]:
     details = {"coco_id": twin} if twin else {}
     # Sakana AI asks the first question of a picture, llm-jp all.
     for qa in qas[:1] if request.protocol == "sakana" else qas:
-        yield Item(
-            str(qa["qa_id"]), ask(qa["question"]), (picture,), (qa["answer"],), (f"vg:{image_id}",), details=details
-        )
+        yield Item(str(qa.qa_id), ask(qa.question), (picture,), (qa.answer,), (f"vg:{image_id}",), details=details)
 
 
 @benchmark("ja-vg-vqa", dataset="Japanese Visual Genome VQA", max_new_tokens=64, **COMMON)
@@ -29,14 +62,11 @@ def read_ja_vg_vqa(path: Path, folders: PictureFolders, request: Request) -> Ite
     `{id}.jpg` in `VG_100K` or `VG_100K_2`. The data set has no split: without a list of one's own all is asked.
 
     Raises:
-        ValueError: The file is of another layout.
+        ValueError: The file is of another layout; the message names entry and field.
     """
-    try:
-        entries = [(entry["id"], entry["qas"]) for entry in read_json(path)]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is not Japanese Visual Genome VQA: [{{id, qas: […]}}, …].") from None
-    for image_id, qas in entries:
-        yield from _items(image_id, folders.find(f"{image_id}.jpg"), qas, request, None)
+    for number, each in enumerate(read_list(path)):
+        entry = checked(Entry, each, path, f"entry {number}")
+        yield from _items(entry.id, folders.find(f"{entry.id}.jpg"), entry.qas, request, None)
 
 
 @benchmark("ja-vg-vqa-500", hub="SakanaAI/JA-VG-VQA-500", task="ja-vg-vqa-500", max_new_tokens=64, **COMMON)
@@ -45,12 +75,11 @@ def read_ja_vg_vqa_500(path: Path, folders: PictureFolders, request: Request) ->
 
     Raises:
         FileNotFoundError: There is no Parquet file.
-        ValueError: A column is missing.
+        ValueError: A column is missing, or holds something else.
     """
     for file in parquet_files(path):
-        for row in rows(file, ("image_id", "image", "qas")):
-            twin = coco_twin(row.get("coco_id"))
-            yield from _items(row["image_id"], row["image"], row["qas"], request, twin)
+        for row in rows(file, VisualGenomeRow):
+            yield from _items(row.image_id, row.image, row.qas, request, coco_twin(row.coco_id))
 
 
 @benchmark(
@@ -63,9 +92,8 @@ def read_wild(path: Path, folders: PictureFolders, request: Request) -> Iterator
 
     Raises:
         FileNotFoundError: There is no Parquet file.
-        ValueError: A column is missing.
+        ValueError: A column is missing, or holds something else.
     """
-    every = (row for file in parquet_files(path) for row in rows(file, ("image", "question", "answer")))
+    every = (row for file in parquet_files(path) for row in rows(file, WildRow))
     for number, row in enumerate(every):
-        image_id = f"wild:{cell_name(row['image'])}"
-        yield Item(str(number), ask(row["question"]), (row["image"],), (row["answer"],), (image_id,))
+        yield Item(str(number), ask(row.question), (row.image,), (row.answer,), (f"wild:{cell_name(row.image)}",))

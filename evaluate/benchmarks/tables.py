@@ -3,8 +3,11 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from pydantic import BaseModel, ConfigDict
+
+from ...data.fields import checked
 from ...data.pictures import TablePicture
 
 
@@ -20,23 +23,39 @@ def parquet_files(path: Path, split: str = "test") -> list[Path]:
     return files
 
 
-def rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+class TableRow(BaseModel):
+    """A row of a Parquet file: its columns are the fields of a sub-class, further ones are passed over."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+Checked = TypeVar("Checked", bound=TableRow)
+
+
+def rows(path: Path, schema: type[Checked]) -> Iterator[Checked]:
     """Rows of a Parquet file. Pictures, columns of `{"bytes", "path"}`, become [`TablePicture`]s, or `None` where a
     cell is empty; cells with the same bytes become the same picture.
 
     Raises:
-        ValueError: A needed column is missing.
+        ValueError: The file is damaged, a needed column is missing, or a cell holds something else than belongs there;
+            the message names file, row and column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    if missing := sorted(set(needed) - set(table.column_names)):
+    try:
+        table = pq.read_table(path)
+    except (ValueError, OSError):  # of pyarrow, whose own words name no file
+        raise ValueError(f"{path} cannot be read as Parquet: is it whole?") from None
+    needed = {name for name, field in schema.model_fields.items() if field.is_required()}
+    if missing := sorted(needed - set(table.column_names)):
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}.")
     kinds = {field.name: field.type for field in table.schema}
     pictures = [
         name for name, kind in kinds.items() if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     ]
+    table = table.select([name for name in table.column_names if name in schema.model_fields])
+    pictures = [name for name in pictures if name in schema.model_fields]
     plain = table.drop_columns(pictures)
     first: dict[bytes, TablePicture] = {}
     for number in range(table.num_rows):
@@ -49,7 +68,7 @@ def rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
             content = cell.as_py()
             digest = hashlib.sha256(content["bytes"] or str(content.get("path")).encode()).digest()
             row[name] = first.setdefault(digest, TablePicture(str(path), number, name, None, table))
-        yield row
+        yield checked(schema, row, path, f"row {number}")
 
 
 def cell_name(picture: TablePicture) -> str:

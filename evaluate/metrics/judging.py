@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...data.json_files import json_lines
 from ..benchmarks.heron import CATEGORIES
 from ..items import Item
 from .measure import Measure
@@ -70,11 +71,8 @@ def read_verdicts(path: str | os.PathLike) -> dict[str, tuple[float, float]]:
         ValueError: A line holds no two scores from 1 to 10; the message names it.
     """
     verdicts = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(Path(path)):
         try:
-            row = json.loads(line)
             name = str(row["custom_id"] if "custom_id" in row else row["question_id"])
             own, gpt4 = _verdict(row)
         except (KeyError, TypeError, ValueError, IndexError):

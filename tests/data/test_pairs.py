@@ -156,5 +156,5 @@ def test_a_null_in_the_place_of_a_text_is_refused_by_both(tmp_path):
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "犬"}]
     path = write(tmp_path / "own.jsonl", [{"image": "a.png", "messages": messages}])
     for read in (lambda: read_source(as_source(path)), lambda: read_items(parse_request(str(path)))):
-        with pytest.raises(ValueError, match="own.jsonl, line 1: None stands where a text belongs"):
+        with pytest.raises(ValueError, match="own.jsonl, line 1: `messages.0.content.1`: there is no `text`"):
             read()

@@ -95,7 +95,7 @@ def test_yj_captions_and_a_caption_without_its_picture(tmp_path, draw):
     assert [rendered(row) for row in read_source(as_source(path))] == ["@|お弁当"]
     captions.append({"image_id": 10, "id": 6, "caption": "迷子"})
     write_json(path, {"images": images, "annotations": captions})
-    with pytest.raises(ValueError, match="annotation 6: 10 is missing"):
+    with pytest.raises(ValueError, match="annotation 6: `image_id` 10 is none of"):
         read_source(as_source(path))
 
 
@@ -237,7 +237,7 @@ def test_llava_conversations(tmp_path, draw, kind):
     assert all(picture.read()[:4] == b"\x89PNG" for row in rows for picture in row.pictures)
     english = read_source(DataSource(str(path), images=source.images, language="value"))
     assert rendered(english[0]) == "@What colour?|Red.|Why?|Paint."
-    with pytest.raises(ValueError, match=rf"row {1 if kind == 'json' else 2} .*jp' is missing"):
+    with pytest.raises(ValueError, match=rf"{'row 1' if kind == 'json' else 'line 2'}.*`jp` is missing"):
         read_source(DataSource(str(path), images=source.images, language="jp"))
 
 

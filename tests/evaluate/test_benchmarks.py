@@ -128,7 +128,7 @@ def test_own_conversations_keep_their_earlier_turns(tmp_path, lines, own):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"image": "drawings/0.png", "question": "何?"}, r"line 1: 'answer' is missing"),
+        ({"image": "drawings/0.png", "question": "何?"}, r"line 1: `answer` is missing"),
         (
             {"images": ["drawings/0.png"], "messages": [{"role": "user", "content": "?"}]},
             "line 1: there is no right answer",
@@ -142,10 +142,83 @@ def test_a_wrong_line_is_named(tmp_path, lines, own, row, said):
         read(str(lines(tmp_path / "wrong.jsonl", [row])))
 
 
+WRONG = [None, 3, True, ["犬"], {"a": 1}]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=map(repr, WRONG))
+@pytest.mark.parametrize("key", ["question", "answer", "references", "messages", "caption", "id", "image"])
+def test_a_wrong_type_is_named_before_anything_is_generated(tmp_path, lines, own, key, value):
+    """Numbers and booleans are right answers, and a list of texts is a list of references."""
+    row = {"image": "drawings/0.png", "question": "何?", "answer": "犬"}
+    row |= {"messages": [{"role": "user", "content": "?"}]} if key == "references" else {}
+    row = {"image": row["image"], key: value} if key in ("messages", "caption") else {**row, key: value}
+    path = lines(tmp_path / "wrong.jsonl", [row])
+    if (key, value) in [
+        ("answer", 3),
+        ("answer", True),
+        ("references", ["犬"]),
+        ("id", 3),
+        ("id", None),
+        ("image", None),
+    ]:
+        (item,) = read(str(path))
+        assert item.references == ({3: "3", True: "true"}[value] if key == "answer" else "犬",)
+    else:
+        missing = r"1 of 1 pictures are not there, the first is 犬" if (key, value) == ("image", ["犬"]) else "line 1"
+        with pytest.raises((ValueError, FileNotFoundError), match=missing):
+            read(str(path))
+
+
+@pytest.mark.parametrize("value", WRONG, ids=map(repr, WRONG))
+def test_a_wrong_type_in_the_owners_files_is_named(tmp_path, value, stair, visual_genome, heron, lines):
+    content = json.loads(stair.read_text())
+    content["annotations"][1]["caption"] = value
+    stair.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"val\.json, annotation 1: `caption` must be a valid string, got"):
+        read(f"stair-captions={stair}")
+    entries = json.loads(visual_genome.read_text())
+    entries[1]["qas"][0]["question"] = value
+    visual_genome.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"answers\.json, entry 1: `qas\.0\.question` must be a valid string, got"):
+        read(f"ja-vg-vqa={visual_genome}")
+    lines(heron / "answers_gpt4.jsonl", [{"question_id": 0, "text": value}])
+    with pytest.raises(ValueError, match=r"answers_gpt4\.jsonl, line 1: `text` must be a valid string, got"):
+        read(f"heron-bench={heron}")
+
+
+def test_wrong_types_in_parquet_are_named(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    picture = {"bytes": b"x", "path": "x"}
+    rows = [
+        ({"image": [picture], "question": [3], "answer": ["犬"]}, "row 0: `question` must be a valid string, got 3"),
+        ({"image": [picture, None], "question": ["?"] * 2, "answer": ["犬"] * 2}, "row 1: `image` must be"),
+        ({"image": ["a.png"], "question": ["?"], "answer": ["犬"]}, "row 0: `image` must be"),
+    ]
+    for columns, said in rows:
+        pq.write_table(pa.table(columns), tmp_path / "test.parquet")
+        with pytest.raises(ValueError, match=rf"test\.parquet, {said}"):
+            read(f"ja-vlm-bench-in-the-wild={tmp_path / 'test.parquet'}")
+    (tmp_path / "test.parquet").write_bytes((tmp_path / "test.parquet").read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"test\.parquet cannot be read as Parquet"):
+        read(f"ja-vlm-bench-in-the-wild={tmp_path / 'test.parquet'}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nofile.jsonl", "data/nofile.jsonl", "own=data/nofile", "jmmmu=tests/nofile", "jmmmu=data/a.parquet", "jmmmu=no"],
+)
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        parse_request(text)
+    assert parse_request("jmmmu=someone/JMMMU").path.as_posix() == "someone/JMMMU"
+
+
 @pytest.mark.parametrize("name", ["stair-captions", "ja-vg-vqa"])
 def test_another_layout_is_refused(tmp_path, name):
     (tmp_path / "other.json").write_text(json.dumps([{"x": 1}]))
-    with pytest.raises(ValueError, match=r"other\.json is not"):
+    with pytest.raises(ValueError, match=r"other\.json(, entry 0: `id` is missing| is not)"):
         read(f"{name}={tmp_path / 'other.json'}")
 
 
