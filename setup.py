@@ -66,6 +66,7 @@ setup(
         "numpy",
         "pillow>=10.1",
         "protobuf",
+        "pydantic>=2.7",
         "safetensors>=0.8",
         "sentencepiece>=0.2",
         "timm>=1.0.26",  # the first that loads weights without running pickles
