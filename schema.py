@@ -4,7 +4,8 @@ import reprlib
 
 from pydantic import ValidationError
 
-_SHORT = reprlib.Repr(maxstring=80, maxother=80, maxlong=40)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def explain(error: ValidationError, where: object) -> ValueError:
@@ -26,6 +27,7 @@ def explain(error: ValidationError, where: object) -> ValueError:
     elif first["type"] in ("value_error", "assertion_error"):
         text = f"{subject}: {first['ctx']['error']}" if field else str(first["ctx"]["error"])
     else:
-        text = f"{subject} {first['msg'].replace('Input should', 'must', 1)}, got {_SHORT.repr(first['input'])}"
+        rule = first["msg"].replace("Input should", "must", 1)
+        text = f"{subject}{' ' if rule.startswith('must') else ': '}{rule}, got {_SHORT.repr(first['input'])}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return ValueError(f"{where}: {text.removesuffix('.')}{more}.")
