@@ -43,6 +43,8 @@ class MetricsLog(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the loss since the last multiple of `log_steps`, or of a run shorter than it
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any):
         if not state.is_world_process_zero:
