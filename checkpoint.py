@@ -77,7 +77,7 @@ def finished_file(path: str | os.PathLike) -> Generator[Path]:
     temporary = folder / path.name
     try:
         # The folder bears the lock: safetensors, for one, puts a new file in the place of the one it is told to write.
-        with _claim(folder), _named(path):
+        with _claim(folder), naming_full_disk(path):
             yield temporary
             temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
@@ -88,7 +88,7 @@ def finished_file(path: str | os.PathLike) -> Generator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Generator[None]:
+def naming_full_disk(path: Path) -> Generator[None]:
     """Around the writing of `path`: a full disk is told as an `OSError` that names it, whichever library met it."""
     try:
         yield

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from ..checkpoint import finished_file
+from ..checkpoint import finished_file, naming_full_disk
 
 
 class MetricsLog(TrainerCallback):
@@ -53,7 +53,7 @@ class MetricsLog(TrainerCallback):
         if "loss" in logs:
             line |= self._rates()
         line["peak_memory_gb"] = peak_memory_gb()
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._bar is not None and "loss" in line:
             self._bar.set_postfix_str(
