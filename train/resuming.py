@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,6 +12,8 @@ from .features import BadPicture
 from .order import SampleOrder
 from .recipe import Recipe
 from .sources import SourceData
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 RUN = "run.json"
 
@@ -55,6 +57,12 @@ class RunDescription(BaseModel, extra="forbid"):
     bad_pictures: list[BadPicture] = []
 
 
+class _Position(BaseModel):
+    """Of transformers' `trainer_state.json`, what a run goes on from."""
+
+    global_step: int
+
+
 def describe_run(order: SampleOrder, recipe: Recipe, sources: list[SourceData], cached: bool) -> RunDescription:
     """The description of a run that has met no bad picture."""
     values = {name: value for name, value in recipe.values().items() if name not in MAY_CHANGE}
@@ -91,10 +99,8 @@ def check_resumable(checkpoint: Path, run: RunDescription) -> list[BadPicture]:
             raise _not_whole(checkpoint, f"has no {name}")
     if not any(checkpoint.glob("rng_state*.pth")):
         raise _not_whole(checkpoint, "has no random state (rng_state.pth)")
-    try:
-        stored = RunDescription.model_validate_json((checkpoint / RUN).read_bytes())
-    except ValidationError as error:
-        raise explain(error, checkpoint / RUN) from None
+    _read(_Position, checkpoint / "trainer_state.json")
+    stored = _read(RunDescription, checkpoint / RUN)
     changes = [*_changes(stored.order, run.order), *_changes(stored.recipe, run.recipe)]
     named = {name for name, _, _ in changes}
     changes += [each for each in _changes(stored.rows, run.rows) if "groups of each source" not in named]
@@ -106,6 +112,13 @@ def check_resumable(checkpoint: Path, run: RunDescription) -> list[BadPicture]:
             "was begun with, or another output folder; to begin with its weights, pass it as `projection`."
         )
     return stored.bad_pictures
+
+
+def _read(schema: type[Schema], path: Path) -> Schema:
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise explain(error, path) from None
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
