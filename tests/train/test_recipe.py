@@ -1,4 +1,4 @@
-"""Recipes: every value is checked on entry, and what is wrong is one sentence with its file or option and its field."""
+"""Recipes: every value is checked on entry; what is wrong is one sentence with its file or option and its field."""
 
 import random
 
@@ -77,37 +77,23 @@ def test_a_recipe_survives_its_file(tmp_path):
 def test_mutated_recipes_are_recipes_or_one_sentence(tmp_path):
     """2,500 files with spoilt bytes, values and structure: a recipe, or a `ValueError` that begins with the file."""
     generator, accepted = random.Random(11), 0
-    originals = [path.read_text() for path in sorted(RECIPES.glob("*.yaml"))]
-    values = [
-        "abc",
-        "-5",
-        "1.5",
-        ".inf",
-        "1e999",
-        "[1, 2]",
-        "{a: b}",
-        "null",
-        "true",
-        "!!int x",
-        "!!set {a}",
-        "'\\ud83d'",
-    ]
+    originals = [path.read_text().splitlines()[2:] for path in sorted(RECIPES.glob("*.yaml"))]
+    values = ["abc", "-5", "1.5", ".inf", "1e999", "[1, 2]", "{a: b}", "null", "true", "!!int x", "!!set {a}", "0x"]
     values += [
         "&a [*a]",
         "2026-99-99",
         "9" * 5000,
-        "[" * 400,
-        "0x",
+        "[" * 99,
         "1:60",
         "!!binary x",
         "!<tag:x> y",
         "\x07",
         "{",
-        "|",
+        "\ud83d",
     ]
     path = tmp_path / "fuzz.yaml"
     for _ in range(2500):
-        lines = generator.choice(originals).splitlines()
+        lines = generator.sample(generator.choice(originals), 3)
         for _ in range(generator.randint(1, 3)):
             place = generator.randrange(len(lines))
             key = lines[place].partition(":")[0]
