@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from jminigpt4.checkpoint import remove_unfinished
 from jminigpt4.data.pictures import FilePicture
 from jminigpt4.train.features import FeatureCache, PictureEncoder, fill_together
 
@@ -216,3 +218,33 @@ def test_files_without_checksums_are_read_and_counted(frozen, processor, picture
     assert fill_together(again, pictures, PartialState(), progress=False) == []
     assert torch.equal(again.features(pictures), expected)
     assert "1 files of" in (said := capsys.readouterr().out) and "without checksums" in said
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(frozen, processor, pictures, tmp_path, full_disk):
+    encoder = PictureEncoder(frozen, processor)
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    with full_disk(1000), pytest.raises(OSError, match=r"features-\w+.safetensors") as raised:
+        cache.fill(pictures, progress=False)
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fingerprint.json"]
+    assert cache.fill(pictures, progress=False) == [] and len(cache) == 6
+
+
+def test_killed_six_times_ends_with_the_same_features(frozen, processor, pictures, tmp_path, killed_at):
+    encoder = PictureEncoder(frozen, processor)
+
+    def fill(folder):
+        cache = FeatureCache(folder, encoder)
+        remove_unfinished(folder)
+        cache.fill(pictures, pictures_per_file=2, progress=False)
+
+    status, operations = killed_at(lambda: fill(tmp_path / "whole"), tmp_path / "whole")
+    assert status == 0
+    for number in range(1, 7):
+        folder = tmp_path / f"killed-{number}"
+        status, _ = killed_at(lambda folder=folder: fill(folder), folder, number * operations // 7)
+        assert status == -signal.SIGKILL
+        fill(folder)
+        whole, killed = (FeatureCache(each, encoder) for each in (tmp_path / "whole", folder))
+        assert torch.equal(killed.features(pictures), whole.features(pictures))
+        assert not list(folder.glob(".*"))

@@ -7,8 +7,9 @@ import signal
 import socket
 
 import pytest
+import torch
 
-from jminigpt4.checkpoint import LOCK, locked_folder
+from jminigpt4.checkpoint import LOCK, locked_folder, read_projection
 from jminigpt4.train import engine
 from jminigpt4.train.engine import train
 from jminigpt4.train.metrics import read_metrics
@@ -194,3 +195,16 @@ def test_a_worker_does_not_hold_the_lock_of_its_dead_parent(tmp_path):
             pass
     finally:
         gone.set()
+
+
+@pytest.mark.parametrize("size", [700, 2500, 4000])
+def test_a_full_disk_leaves_nothing_that_looks_finished(run, tmp_path, full_disk, size):
+    """A recipe, an optimiser's state, or weights find no room; with room the same command ends as if nothing was."""
+    whole = run("whole")
+    with full_disk(size), pytest.raises(OSError) as raised:
+        run()
+    assert str(tmp_path / "run") in str(raised.value) and "\n" not in str(raised.value)
+    assert not any((tmp_path / "run").glob("*.safetensors")) and not any((tmp_path / "run").glob(".*"))
+    again = run()
+    (left, _, _), (right, _, _) = read_projection(whole.output), read_projection(again.output)
+    assert torch.equal(left, right)
