@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ except ImportError:  # Windows: no such locks; there a leftover stays until it i
     fcntl = None
 
 MANIFEST = "SHA256SUMS"
+LOCK = ".lock"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
 LFS_POINTER = b"version https://git-lfs"
@@ -102,7 +104,7 @@ def finished_file(path: str | os.PathLike) -> Generator[Path]:
     temporary = folder / path.name
     try:
         # The folder bears the lock: safetensors, for one, puts a new file in the place of the one it is told to write.
-        with _claim(folder):
+        with _claim(folder), naming_full_disk(path):
             yield temporary
             temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
@@ -110,6 +112,19 @@ def finished_file(path: str | os.PathLike) -> Generator[Path]:
             _flush(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Generator[None]:
+    """Around the writing of `path`: a full disk is told as an `OSError` that names it, whichever library met it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def remove_unfinished(folder: str | os.PathLike, name: str = "*"):
@@ -126,6 +141,67 @@ def remove_unfinished(folder: str | os.PathLike, name: str = "*"):
         if not (folder / original).exists() and (aside / original).exists():
             os.replace(aside / original, folder / original)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: str | os.PathLike) -> Generator[Path]:
+    """A folder, made if it is not there, that no other process gets until this one leaves it or ends, however it ends.
+
+    The lock is on `.lock` in it, which says who holds it and is gone afterwards; one that a killed process has left
+    behind is taken over.
+
+    Raises:
+        BlockingIOError: Another process holds it; the message says which.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    descriptor = _lock(path)
+    try:
+        yield folder
+    finally:
+        path.unlink(missing_ok=True)
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it may have removed the file between our opening and locking it: then this lock guards nothing.
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.close(descriptor)
+                continue
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace") or "another process"
+            os.close(descriptor)
+            raise BlockingIOError(
+                f"{path.parent} is in use by {holder}: wait until it ends, or choose another output folder."
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        _held.add(descriptor)
+        return descriptor
+
+
+_held: set[int] = set()
+
+
+def _let_go():
+    """In a forked process, such as a worker of a data loader: it must not hold the locks of a parent that is dead."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _unfinished(path: Path) -> str:

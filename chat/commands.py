@@ -1,6 +1,7 @@
 """The verbs `chat`, `serve` and `serve-command` of the command line."""
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -110,7 +111,8 @@ def model_and_question(words: list[str]) -> tuple[str | None, str | None]:
     word = words[0]
     looks_like_path = word.startswith(("./", "../", "/", "~/")) or word in (".", "..")
     looks_like_repository = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", word, re.ASCII) is not None
-    if looks_like_path or looks_like_repository or Path(word).is_dir():
+    # Not `Path.is_dir`, which raises for a long question: no file has a name of 256 bytes.
+    if looks_like_path or looks_like_repository or os.path.isdir(word):
         return word, None
     return None, word
 

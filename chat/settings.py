@@ -1,5 +1,6 @@
 """What was asked for on the command line, and the session that follows from it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,10 @@ class Settings:
         """Loads the checkpoint and begins the conversation.
 
         Raises:
-            ValueError, OSError: As `load_checkpoint` and `load_transcript`.
+            ValueError, OSError: As `load_checkpoint` and `load_transcript`; or question or persona are no text.
         """
+        for name in ("question", "persona"):
+            check_text(getattr(self, name) or "", f"The {name}")
         model, processor = load_checkpoint(self.model or DEMO, self.device, self.dtype, self.quantize, self.gguf)
         if self.seed is not None:
             torch.manual_seed(self.seed)
@@ -71,7 +74,26 @@ class Settings:
             ValueError, OSError: As `open_file` and `open_url`, or addresses are not allowed.
         """
         if "://" not in name:
-            return open_file(Path(name).expanduser(), PictureLimits(max_bytes=200_000_000, max_pixels=max_pixels))
+            return open_file(user_path(name), PictureLimits(max_bytes=200_000_000, max_pixels=max_pixels))
         if not self.allow_addresses:
             raise ValueError(f"{name} is an address: pictures are fetched with --allow-addresses only.")
         return open_url(name, PictureLimits())
+
+
+def check_text(text: str, what: str):
+    """Refuses what came in as bytes of another encoding, such as Shift_JIS: no tokenizer takes lone surrogates.
+
+    Args:
+        text: From the command line or from standard input.
+        what: What it is, for the error.
+
+    Raises:
+        ValueError: It is not text in UTF-8.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{what} is not UTF-8 but {ascii(text[:40])}: convert it, for instance with iconv.")
+
+
+def user_path(name: str) -> Path:
+    """A path as the user wrote it, `~` and `~user` as a shell reads them; of an unknown user it stays as it is."""
+    return Path(os.path.expanduser(name))

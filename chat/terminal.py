@@ -6,14 +6,16 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image
 
 from .pictures import ShownPicture
 from .session import ChatSession
-from .settings import Settings
+from .settings import Settings, check_text, user_path
 from .transcript import load_transcript, save_transcript
 from .turns import Turn
 
@@ -35,6 +37,9 @@ def run(settings: Settings):
         ValueError, OSError: Something of the user's cannot be used; in a conversation on a terminal it is printed, and
             the conversation goes on.
     """
+    _prepare_streams()
+    if settings.question is None and not _is_open(sys.stdin):
+        raise ValueError("Standard input is closed, so nothing can be asked there: give a QUESTION.")
     interactive = settings.question is None and sys.stdin.isatty()
     conversation = Conversation(settings.open_session(_print_forgotten), settings)
     conversation.show(settings.images)
@@ -43,9 +48,24 @@ def run(settings: Settings):
     elif interactive:
         _converse(conversation)
     else:
-        for line in sys.stdin:
+        for number, line in enumerate(sys.stdin, 1):
+            check_text(line, f"Line {number} of standard input")
             if line.strip() and not conversation.take(line.rstrip("\n")):
                 break
+
+
+def _is_open(stream: TextIO | None) -> bool:
+    """Under cron and the like, standard streams may be closed: Python has `None` then."""
+    return stream is not None and not stream.closed
+
+
+def _prepare_streams():
+    """Bytes that are no text come in as what `check_text` refuses; a character that the terminal's encoding lacks goes
+    out as a question mark, so that an answer goes on."""
+    if isinstance(sys.stdin, TextIOWrapper) and _is_open(sys.stdin):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdout, TextIOWrapper) and _is_open(sys.stdout):
+        sys.stdout.reconfigure(errors="replace")
 
 
 class Conversation:
@@ -76,6 +96,7 @@ class Conversation:
         Raises:
             ValueError, OSError: It cannot be done; the conversation is as it was.
         """
+        check_text(line, "The line")
         command, _, rest = line.strip().partition(" ")
         if command in ("/exit", "/quit"):
             return False
@@ -93,7 +114,8 @@ class Conversation:
         opened = [(self.settings.open_picture(name, processor.max_pixels), name) for name in names]
         pictures = [ShownPicture(processor.to_rgb(picture, name)) for picture, name in opened]
         self._pictures += pictures
-        if sys.stdin.isatty() and sys.stdout.isatty() and not self.settings.as_json and self.settings.question is None:
+        quiet = self.settings.as_json or self.settings.question is not None
+        if not quiet and sys.stdin.isatty() and _is_open(sys.stdout) and sys.stdout.isatty():
             for picture in pictures:
                 _print_note(preview(picture.image))
 
@@ -187,13 +209,13 @@ def _words(rest: str) -> list[str]:
         words = [rest]
     if not words:
         raise ValueError("Name a file: /image FILE")
-    return [rest] if len(words) > 1 and Path(rest).expanduser().is_file() else words
+    return [rest] if len(words) > 1 and os.path.isfile(user_path(rest)) else words
 
 
 def _file(rest: str) -> Path:
     if not rest:
         raise ValueError("Name a file: /save FILE, /load FILE")
-    return Path(rest).expanduser()
+    return user_path(rest)
 
 
 def _facts(turn: Turn) -> dict:

@@ -2,13 +2,45 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ..checkpoint import finished_file
+from ..schema import explain
 from .pictures import PictureLimits, ShownPicture, open_file
 from .session import ChatSession
+
+
+class TextPart(BaseModel, extra="forbid"):
+    """Words of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(BaseModel, extra="forbid"):
+    """A picture of a message: the SHA-256 of its pixels, which also names its file."""
+
+    type: Literal["image"]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # it comes from anyone: it must not lead elsewhere
+
+
+class Message(BaseModel, extra="forbid"):
+    """One message: a text, or texts and pictures."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[
+        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+        BeforeValidator(lambda given: [{"type": "text", "text": given}] if isinstance(given, str) else given),
+    ]
+
+
+class Transcript(BaseModel, extra="forbid"):
+    """The JSON file."""
+
+    messages: list[Message]
 
 
 def save_transcript(session: ChatSession, path: str | Path) -> Path:
@@ -61,13 +93,13 @@ def read_transcript(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
-        for message in messages:
-            for part in message["content"] if isinstance(message["content"], list) else []:
-                if part["type"] == "image":
-                    part["image"] = _picture(_folder(path), part["sha256"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a transcript written by this program.") from None
+        messages = Transcript.model_validate_json(path.read_bytes()).model_dump()["messages"]
+    except ValidationError as error:
+        raise explain(error, f"{path} is not a transcript written by this program") from None
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "image":
+                part["image"] = _picture(_folder(path), part["sha256"])
     return messages
 
 
@@ -75,10 +107,7 @@ def _folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.pictures")
 
 
-def _picture(folder: Path, sha256: Any) -> ShownPicture:
-    # The name comes from a file that anyone may have written: it must not lead anywhere else.
-    if not (isinstance(sha256, str) and len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")):
-        raise ValueError(f"The transcript names a picture {str(sha256)[:80]!r}, which is no SHA-256.")
+def _picture(folder: Path, sha256: str) -> ShownPicture:
     image = open_file(folder / f"{sha256}.png", PictureLimits(max_bytes=200_000_000, max_pixels=50_000_000))
     picture = ShownPicture(_rgb(image, folder / f"{sha256}.png"))
     if picture.sha256 != sha256:

@@ -1,8 +1,10 @@
 """The conversation as a web page: gradio's chat interface on `ChatSession`, one session for each visitor."""
 
 import os
+import signal
 import sys
 import tempfile
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,6 +52,9 @@ STYLE = """
 FORGOTTEN = "会話が長くなったので、古い部分を忘れました。 The oldest turns are forgotten: the context window is full."
 EVICTED = "会話を続けられません。最初からになります。 The conversation is no longer there; this is a new one."
 WITHDRAWN = "答える前に止めました。質問は編集するとまた聞けます。 Stopped before an answer; edit it to ask again."
+FAILED = "答えられませんでした。 Something went wrong here; the operator can see what."
+BUSY = "順番待ちが多すぎます。少し待ってください。 You are waiting for many answers already; try again soon."
+MAX_WAITING, MAX_WAITING_PER_ADDRESS = 64, 16
 EXAMPLE_QUESTION = "何が写ってる?"
 
 
@@ -137,11 +142,15 @@ def build_page(
             visitor.files[len(history)] = message["files"]
             text = ""
             pictures = uploads(message["files"], limits)
-            for piece in visitor.session.stream(message["text"] or "", pictures, **options):
+            for piece in visitor.session.stream(_well_formed(message["text"] or ""), pictures, **options):
                 text += piece
                 yield text
+        # Not `gradio.Error`: after one, gradio's chat interface does not give the box back, and the page is dead.
         except (ValueError, OSError) as error:
-            raise gradio.Error(" ".join(str(error).split()), print_exception=False) from None
+            gradio.Warning(" ".join(str(error).split()))
+        except Exception:
+            traceback.print_exc()
+            gradio.Warning(FAILED)
 
     def leave(request: gradio.Request):
         visitors.leave(str(request.session_hash))
@@ -180,7 +189,9 @@ def build_page(
     page.unload(leave)
     for block in page.blocks.values():
         _refuse_addresses(block)
-    return page.queue(max_size=64, default_concurrency_limit=1), visitors
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    _share_queue(page)
+    return page, visitors
 
 
 def launch(page: "gradio.ChatInterface", host: str, port: int, limits: PictureLimits | None = None) -> str:
@@ -208,12 +219,13 @@ def launch(page: "gradio.ChatInterface", host: str, port: int, limits: PictureLi
 
 
 def serve_page(settings: Settings, host: str, port: int):
-    """Serves the page until Ctrl-C.
+    """Serves the page until Ctrl-C or SIGTERM; uploads are removed then.
 
     Raises:
         OSError: The port is taken.
     """
     session = settings.open_session()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else the process would end and leave its uploads
     with tempfile.TemporaryDirectory(prefix="jminigpt4-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # gradio reads it at every upload
         page, _ = build_page(session, settings)
@@ -320,6 +332,27 @@ def _sampling_inputs(session: ChatSession, settings: Settings, i18n: Any) -> lis
 
 def _sample_pictures() -> list[Path]:
     return sorted((DEMO / "samples").glob("*.png"))[:6] if (DEMO / "samples").is_dir() else []
+
+
+def _well_formed(text: str) -> str:
+    """A lone surrogate, which JSON can hold and no tokenizer takes, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _share_queue(page: Any):
+    """One address gets a part of the places where questions wait, however many tabs it claims to have."""
+    queue, push = page._queue, page._queue.push
+
+    def address(request: Any) -> str | None:
+        return request.client.host if request is not None and request.client else None
+
+    async def push_fairly(body: Any, request: Any, username: str | None) -> tuple[bool, Any, str]:
+        events = (event for waiting in queue.event_queue_per_concurrency_id.values() for event in waiting.queue)
+        if sum(address(event.request) == address(request) for event in events) >= MAX_WAITING_PER_ADDRESS:
+            return False, BUSY, "queue_full"
+        return await push(body=body, request=request, username=username)
+
+    queue.push = push_fairly
 
 
 def _refuse_addresses(block: Any):

@@ -5,10 +5,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..checkpoint import finished_file
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
+
+from ..checkpoint import finished_file, naming_full_disk
 from ..data.json_files import json_lines
+from ..schema import explain
 from .items import Item
 
 PREDICTIONS = "predictions.jsonl"
@@ -32,6 +35,40 @@ class Prediction:
     cut_off: bool | None = None
 
 
+_PREDICTION = TypeAdapter(Prediction)
+Id = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+class _Answer(BaseModel):
+    """A line of `predictions.jsonl`; only `id` and `answer` must be there."""
+
+    id: Id
+    answer: str
+    question: str = ""
+    cut_off: bool | None = None
+
+
+class _ForeignAnswer(BaseModel):
+    """A line of llm-jp-eval-mm's `prediction.jsonl`."""
+
+    question_id: Id
+    text: str
+    input_text: str = ""
+
+
+class Settings(BaseModel, extra="allow"):
+    """What `settings.json` must say: which benchmark the answers beside it are to, and of which model."""
+
+    model: str
+    benchmark: str
+    protocol: str | None
+    path: str | None
+    images: list[str]
+    prompt: str
+    only: str | None
+    limit: int | None
+
+
 class PredictionFile:
     """`predictions.jsonl` of one benchmark and the `settings.json` it was made with.
 
@@ -47,8 +84,13 @@ class PredictionFile:
         self.path = folder / PREDICTIONS
         settings = json.loads(json.dumps(settings))
         recorded = folder / SETTINGS
-        if recorded.is_file() and self.path.is_file():
-            before = json.loads(recorded.read_text(encoding="utf-8"))
+        if self.path.is_file():
+            if not recorded.is_file():
+                raise ValueError(
+                    f"{folder} holds answers but no {SETTINGS}, which says what they were made with: choose another "
+                    "--output, or remove the folder."
+                )
+            before = read_settings(recorded)
             changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
             if changed:
                 name = changed[0]
@@ -71,16 +113,34 @@ class PredictionFile:
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
         # Not `splitlines`, which also parts lines at characters such as U+2028 that an answer may hold.
-        return [Prediction(**json.loads(line)) for line in whole.decode("utf-8").split("\n")[:-1]]
+        return [self._checked(number, line) for number, line in enumerate(whole.split(b"\n")[:-1], 1)]
+
+    def _checked(self, number: int, line: bytes) -> Prediction:
+        try:
+            return _PREDICTION.validate_json(line)
+        except ValidationError as error:
+            raise explain(error, f"{self.path}, line {number}") from None
 
     def add(self, predictions: Sequence[Prediction]):
         """Appends answers; they are on the disk when this returns."""
         lines = "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in predictions)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
         self.done |= {each.id: each for each in predictions}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a `settings.json` says.
+
+    Raises:
+        ValueError: It is damaged, or says too little.
+    """
+    try:
+        return Settings.model_validate_json(path.read_bytes()).model_dump()
+    except ValidationError as error:
+        raise explain(error, path) from None
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, Prediction]:
@@ -93,16 +153,18 @@ def read_predictions(path: str | os.PathLike) -> dict[str, Prediction]:
     found: dict[str, Prediction] = {}
     for number, row in json_lines(Path(path)):
         try:
-            foreign = "question_id" in row
-            name, answer = (row["question_id"], row["text"]) if foreign else (row["id"], row["answer"])
-            question = row.get("input_text", "") if foreign else row.get("question", "")
-        except KeyError:
+            if "question_id" in row:
+                foreign = _ForeignAnswer.model_validate(row)
+                given = Prediction(foreign.question_id, foreign.input_text, foreign.text)
+            else:
+                given = Prediction(**dict(_Answer.model_validate(row)))
+        except ValidationError as error:
             raise ValueError(
-                f"{path}, line {number}, is no answer: expected id and answer, or question_id and text."
+                f"{explain(error, f'{path}, line {number}')} Expected id and answer, or question_id and text."
             ) from None
-        if str(name) in found:
-            raise ValueError(f"{path}, line {number}: a second answer to {name}.")
-        found[str(name)] = Prediction(str(name), question, answer, row.get("cut_off"))
+        if given.id in found:
+            raise ValueError(f"{path}, line {number}: a second answer to {given.id}.")
+        found[given.id] = given
     return found
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import finished_file, remove_unfinished
+from ..checkpoint import finished_file, locked_folder, remove_unfinished
 from ..data.ids import read_twins
 from .benchmarks import Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
 from .items import Item
-from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions
+from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions, read_settings
 from .report import write_report
 from .scoring import Result, differences, score
 from .sheet import Sheet
@@ -65,7 +65,7 @@ def run(plan: EvaluationPlan) -> Sheet:
 
     Raises:
         ValueError: Something of the plan does not fit together; nothing has been answered then.
-        OSError: A file is missing.
+        OSError: A file is missing, or another process writes in the output folder.
         ImportError: A library of the extra `evaluate` is missing.
     """
     requests, answered, limit = _requests(plan)
@@ -80,11 +80,11 @@ def run(plan: EvaluationPlan) -> Sheet:
     overlaps = list(_overlaps(plan, examined))
     if plan.model is None and not answered:
         return Sheet("", [], overlaps=overlaps)
-    if answered:
-        predictions, settings, model = _given(requests, examined, answered)
-    else:
-        predictions, settings, model = _asked(plan, requests, examined)
-    return _scored(plan, Sheet(model, [], settings, overlaps), requests, examined, predictions)
+    given = _given(requests, examined, answered) if answered else None
+    loaded = None if answered else _load(plan)
+    with locked_folder(plan.output):
+        predictions, settings, model = given or _asked(plan, loaded, requests, examined)
+        return _scored(plan, Sheet(model, [], settings, overlaps), requests, examined, predictions)
 
 
 def _requests(plan: EvaluationPlan) -> tuple[list[Request], list[Path], int | None]:
@@ -100,7 +100,7 @@ def _requests(plan: EvaluationPlan) -> tuple[list[Request], list[Path], int | No
         recorded = path.parent / SETTINGS
         if not recorded.is_file():
             raise ValueError(f"{path} does not say what it answers: name the benchmark with --benchmark.")
-        known = json.loads(recorded.read_text(encoding="utf-8"))
+        known = read_settings(recorded)
         name = f"{known['benchmark']}:{known['protocol']}" if known["protocol"] else known["benchmark"]
         text = f"{name}={known['path']}" if known["path"] else name
         only = Path(known["only"]) if known["only"] else None
@@ -124,21 +124,27 @@ def _given(
         predictions[request.title] = in_order(examined[request.title], read_predictions(path), path)
         recorded = path.parent / SETTINGS
         if path.name == PREDICTIONS and recorded.is_file():
-            settings[request.title] = json.loads(recorded.read_text(encoding="utf-8"))
+            settings[request.title] = read_settings(recorded)
     names = {each["model"] for each in settings.values()}
     return predictions, settings, names.pop() if len(names) == 1 else str(answered[0])
 
 
+def _load(plan: EvaluationPlan) -> tuple[Any, Any]:
+    from ..inference.loading import load_checkpoint
+
+    return load_checkpoint(str(plan.model), plan.device, plan.dtype)
+
+
 def _asked(
-    plan: EvaluationPlan, requests: Sequence[Request], examined: dict[str, list[Item]]
+    plan: EvaluationPlan, loaded: Any, requests: Sequence[Request], examined: dict[str, list[Item]]
 ) -> tuple[dict[str, list[Prediction]], dict[str, dict[str, Any]], str]:
     """Has the model answer what it has not answered yet."""
     from tqdm import tqdm
 
-    from ..inference.loading import fingerprint, load_checkpoint
+    from ..inference.loading import fingerprint
     from .generation import Answerer, Generation
 
-    model, processor = load_checkpoint(str(plan.model), plan.device, plan.dtype)
+    model, processor = loaded
     predictions, settings = {}, {}
     for request in requests:
         items = examined[request.title]
@@ -228,7 +234,7 @@ def _compare(folder: Path, result: Result, verdicts: dict | None) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no answers to {result.request.title}: expected {path}.")
     recorded = path.parent / SETTINGS
-    name = json.loads(recorded.read_text(encoding="utf-8"))["model"] if recorded.is_file() else str(folder)
+    name = read_settings(recorded)["model"] if recorded.is_file() else str(folder)
     if result.request.benchmark.scoring == "judge":
         result.notes.append(f"Not compared with {name}: verdicts are of one model's answers.")
         return name

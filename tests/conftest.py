@@ -1,7 +1,11 @@
 """What the tests share: the originals' numbers, and tiny models built in-process."""
 
+import contextlib
 import json
+import multiprocessing
 import os
+import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -210,3 +214,48 @@ def expected(reference) -> dict:
         "train": load_file(reference / "expected" / "train.safetensors"),
         "meta": json.loads((reference / "expected" / "meta.json").read_text(encoding="utf-8")),
     }
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(size)`: no file can grow beyond `size` bytes, as on a full disk; the system says `EFBIG`."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limit(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
+@pytest.fixture
+def killed_at():
+    """`killed_at(run, folder, last)`: `run` in a forked process that kills itself before its `last`-th operation on
+    files in `folder`; between two of them nothing on the disk changes but a file that is being written. With `None`
+    it lives. Returns exit status and number of operations."""
+    context = multiprocessing.get_context("fork")
+
+    def live_and_die(run, folder: Path, last: int | None = None) -> tuple[int, int]:
+        operations = context.Value("q", 0)
+
+        def watch(event: str, arguments: tuple):
+            if arguments and str(arguments[0]).startswith(str(folder)):
+                operations.value += 1
+                if operations.value == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        def live():
+            sys.addaudithook(watch)
+            run()
+
+        process = context.Process(target=live)
+        process.start()
+        process.join(120)
+        return process.exitcode, operations.value
+
+    return live_and_die

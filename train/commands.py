@@ -20,14 +20,14 @@ Changes = Annotated[
 
 
 def _changes(settings: list[str] | None) -> dict:
-    import yaml
+    from .recipe import read_yaml
 
     changes = {}
     for setting in settings or []:
         key, separator, value = setting.partition("=")
         if not separator:
             raise ValueError(f"--set takes KEY=VALUE, got {setting!r}.")
-        changes[key] = yaml.safe_load(value)
+        changes[key] = read_yaml(value, f"--set {key}")
     return changes
 
 
@@ -67,7 +67,7 @@ def train(
     from .recipe import Recipe
 
     echo = typer.echo if init_processes().is_main_process else lambda text: None
-    chosen = Recipe.load(recipe, **_changes(changes))
+    chosen = Recipe.from_values({**dict(Recipe.load(recipe)), **_changes(changes)}, "--set")
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
         for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():

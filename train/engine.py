@@ -5,6 +5,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments
 
-from ..checkpoint import finished_file, remove_unfinished
+from ..checkpoint import finished_file, locked_folder, remove_unfinished
 from .distributed import TIMEOUT, from_all, from_first, init_processes
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
@@ -25,12 +27,13 @@ from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
 from .order import SampleOrder
 from .packing import Packer
 from .recipe import Recipe
+from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import passes, shard_language
 from .sources import BadPictures, SourceData, fill_cache, read_data
-from .steps import RowEncoder, Step, StepDataset, first_rows
-from .trainer import ProjectionTrainer, check_order, newest_checkpoint
+from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
+from .trainer import ProjectionTrainer, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def train(
             raise ValueError("Only a model given as a folder or Hub name can be exported: its files are taken over.")
         if Path(export).exists():
             raise FileExistsError(f"{export} exists already: choose another folder for the exported model.")
+    _check_report(report_to)
     run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
     result = run.train(Path(output), resume, report_to, progress, workers)
     if overfit is not None:
@@ -160,6 +164,7 @@ def _prepare(
     if overfit is not None:
         sources = _first_groups(sources, overfit)
     model, processor = load_model(model, processor, recipe)
+    sources = _leave_out_long(sources, model, RowEncoder(processor, recipe.max_answer_tokens), state)
     spread = shard_language(model, state) if recipe.shard_language else []
     if model.device != state.device:
         model.to(state.device)
@@ -195,6 +200,38 @@ def by_heart(recipe: Recipe, pictures: int) -> Recipe:
         validation=0.0,
         save_steps=200,
     )
+
+
+def _leave_out_long(
+    sources: list[SourceData], model: Any, encoder: RowEncoder, state: PartialState
+) -> list[SourceData]:
+    """Without the rows that do not fit the language model's window; says in a line how many there are."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    sources, long = within_window(sources, encoder, window)
+    if long and state.is_main_process:
+        row, length = long[0]
+        picture = f" about {row.image_ids[0]}" if row.image_ids else ""
+        tqdm.write(
+            f"{len(long):,} rows are left out, longer than the model's window of {window:,} tokens: the first, of "
+            f"{row.source}{picture}, has {length:,}. `max_answer_tokens` would cut their answers."
+        )
+    return sources
+
+
+def _check_report(report_to: str):
+    """Whether transformers can report there: said before anything is loaded.
+
+    Raises:
+        ImportError: Its package is not installed, or transformers knows no such place.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations()
+    if report_to not in ("none", "all", *available):
+        raise ImportError(
+            f"Nothing can be reported to {report_to!r}: its package is not installed. Here there are "
+            f"{', '.join(['none', *available])}."
+        )
 
 
 def _first_groups(sources: list[SourceData], count: int) -> list[SourceData]:
@@ -256,6 +293,7 @@ class Run:
         total = recipe.epochs * order.steps_per_epoch
         self.steps = self._dataset(groups, order, recipe, min(total, max_steps or total))
         self.validation = self._validation()
+        self.description = describe_run(order, recipe, sources, isinstance(pictures, FeatureCache))
 
     def _dataset(self, groups: list, order: SampleOrder, recipe: Recipe, steps: int) -> StepDataset:
         return StepDataset(
@@ -286,8 +324,29 @@ class Run:
         progress: bool = True,
         workers: int = 0,
     ) -> Training:
-        """Trains from the newest checkpoint in `output`, or from the start; arguments as of `train`."""
-        output.mkdir(parents=True, exist_ok=True)
+        """Trains from the newest checkpoint in `output`, or from the start; arguments as of `train`.
+
+        Raises:
+            BlockingIOError: Another process trains in `output`.
+        """
+        with self._alone_in(output):
+            return self._train(output, resume, report_to, progress, workers)
+
+    @contextmanager
+    def _alone_in(self, output: Path) -> Generator[None]:
+        with ExitStack() as held:
+            refused = None
+            if self.state.is_main_process:
+                try:
+                    held.enter_context(locked_folder(output))
+                except OSError as error:
+                    refused = error
+            if refused := from_first(refused):  # all processes stop, or none
+                raise refused
+            yield
+            self.state.wait_for_everyone()
+
+    def _train(self, output: Path, resume: bool, report_to: str, progress: bool, workers: int) -> Training:
         if self.state.is_main_process:
             remove_unfinished(output)
         # What was unfinished may be put back as a checkpoint: the first process looks after that, and all take its.
@@ -295,10 +354,12 @@ class Run:
         if checkpoint is not None:
             if not resume:
                 raise FileExistsError(f"{output} holds {checkpoint.name} of an earlier run: choose another output.")
-            check_order(checkpoint, self.steps.order)
+            for each in check_resumable(checkpoint, self.description):
+                self.bad.found.setdefault(each.name, each)
         trainer = self._trainer(output, report_to, progress, workers)
         if self.state.is_main_process:
             _write_recipe(self.recipe, output)
+        self._note_warmup()
         if checkpoint is None:
             self.first_loss()
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -354,7 +415,15 @@ class Run:
         arguments._n_gpu = min(1, arguments.n_gpu)
         titles = [source.title for source in self.sources]
         trainer = ProjectionTrainer(
-            self.loss, arguments, self.recipe, self.steps, self.validation, self.encoder, titles, self.bad.note
+            self.loss,
+            arguments,
+            self.recipe,
+            self.steps,
+            self.validation,
+            self.encoder,
+            titles,
+            self.bad,
+            self.description,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(MetricsLog(output, trainer.throughput, progress))
@@ -430,8 +499,21 @@ class Run:
             )
         return loss
 
+    def _note_warmup(self):
+        """Says it in a line when the learning rate never leaves its warm-up: such a run learns next to nothing."""
+        steps, recipe = len(self.steps), self.recipe
+        if steps <= recipe.warmup_steps and self.state.is_main_process:
+            per_epoch = self.steps.order.steps_per_epoch
+            highest = max(map(recipe.rates(per_epoch), {steps - 1, min(steps, per_epoch) - 1}))
+            tqdm.write(
+                f"Warning: the {steps:,} steps of this run end before the {recipe.warmup_steps:,} of the warm-up: the "
+                f"learning rate gets to {highest:.2g} and not to {recipe.learning_rate:.2g}. Set warmup_steps, or "
+                "train longer."
+            )
+
     def dry_run(self) -> dict[str, float]:
         """See the function [`dry_run`]."""
+        self._note_warmup()
         loss = self.first_loss()
         self.model.train()
         start = time.perf_counter()

@@ -3,7 +3,8 @@
 A cache is a folder:
 
     fingerprint.json                    what the features were computed with; anything else is refused
-    features-<name>.safetensors         `features` (pictures, views, num_query_tokens, size), `digests` (pictures, 32)
+    features-<name>.safetensors         `features` (pictures, views, num_query_tokens, size), `digests` (pictures, 32),
+                                        `checksums` (pictures, views): CRC-32 of the features, compared at every read
     stamps-<name>.json                  picture -> [bytes, time of change, digest]: unchanged files are not read
 
 Every file appears complete under its name and is never written again, so several processes can fill one cache, and a
@@ -14,24 +15,29 @@ import hashlib
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..checkpoint import DTYPES, finished_file, remove_unfinished
 from ..data.pictures import Picture, TablePicture
+from ..schema import explain
 from .augmentation import random_resized_crop
 from .distributed import from_all
 
 FINGERPRINT = "fingerprint.json"
+_FINGERPRINT = TypeAdapter(dict[str, Any])
+_STAMPS = TypeAdapter(dict[str, tuple[int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,64 @@ class BadPicture:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a cache, memory-mapped.
+
+    Args:
+        path: The file.
+        features: `(pictures, views, num_query_tokens, size)`.
+        digests: SHA-256 of each picture, `(pictures, 32)`, uint8.
+        checksums: CRC-32 of each view's features, `(pictures, views)`, int64; `None` in files of older versions.
+    """
+
+    path: Path
+    features: torch.Tensor
+    digests: torch.Tensor
+    checksums: torch.Tensor | None
+
+    @classmethod
+    def open(cls, path: Path, views: int, shape: list[int]) -> "Shard":
+        """Opens a file; the features in it are looked at when they are read.
+
+        Raises:
+            ValueError: It is cut off, or its tensors are not of the cache's shape.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+                tensors = [file.get_tensor(name) for name in ("features", "digests")]
+                checksums = file.get_tensor("checksums") if "checksums" in names else None
+        except SafetensorError as error:
+            raise _damaged(path, f"cannot be read ({error})") from None
+        features, digests = tensors
+        pictures = len(digests)
+        fits = tuple(features.shape) == (pictures, views, *shape) and digests.shape[1:] == (32,)
+        if not fits or (checksums is not None and checksums.shape != (pictures, views)):
+            raise _damaged(path, f"holds features of shape {tuple(features.shape)}")
+        return cls(path, *tensors, checksums)
+
+    def view(self, row: int, view: int) -> torch.Tensor:
+        """Features of a view of a picture, `(num_query_tokens, size)`.
+
+        Raises:
+            ValueError: They are not what was written.
+        """
+        features = self.features[row, view]
+        if self.checksums is not None and checksum(features) != int(self.checksums[row, view]):
+            raise _damaged(self.path, f"has changed on the disk: checksum of picture {row}, view {view}")
+        return features
+
+
+def checksum(features: torch.Tensor) -> int:
+    """CRC-32 of a contiguous tensor's bytes: finds what disks do to them, not what a forger does."""
+    return zlib.crc32(features.view(torch.uint8).numpy())
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} {what}: delete this file, its pictures will be encoded anew.")
 
 
 class PictureEncoder:
@@ -136,7 +200,7 @@ class FeatureCache:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         self.folder, self.encoder, self.dtype = Path(folder), encoder, dtype
         self._check_fingerprint()
-        self._shards: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._shards: list[Shard] = []
         self._loaded: set[str] = set()
         self._places: dict[bytes, tuple[int, int]] = {}
         self._stamps: dict[str, tuple[int, int, bytes]] = {}
@@ -146,7 +210,7 @@ class FeatureCache:
         fingerprint = self.encoder.fingerprint(self.dtype)
         path = self.folder / FINGERPRINT
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = _checked(_FINGERPRINT, path)
             different = [key for key in fingerprint if stored.get(key) != fingerprint[key]]
             if different:
                 raise ValueError(
@@ -163,15 +227,15 @@ class FeatureCache:
         for path in sorted(self.folder.glob("features-*.safetensors")):
             if path.name not in self._loaded:
                 self._loaded.add(path.name)
-                with safe_open(path, framework="pt") as file:  # the tensors are views of a memory map
-                    features, digests = file.get_tensor("features"), file.get_tensor("digests")
-                for row, digest in enumerate(digests.numpy()):
+                shape = self.encoder.model.model.query_tokens.shape[1:]
+                shard = Shard.open(path, max(1, self.encoder.views), shape)
+                for row, digest in enumerate(shard.digests.numpy()):
                     self._places[digest.tobytes()] = (len(self._shards), row)
-                self._shards.append((features, digests))
+                self._shards.append(shard)
         for path in sorted(self.folder.glob("stamps-*.json")):
             if path.name not in self._loaded:
                 self._loaded.add(path.name)
-                stamps = json.loads(path.read_text(encoding="utf-8"))
+                stamps = _checked(_STAMPS, path)
                 self._stamps |= {
                     name: (size, time, bytes.fromhex(hex_)) for name, (size, time, hex_) in stamps.items()
                 }
@@ -183,6 +247,11 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def unchecked(self) -> int:
+        """Number of files that older versions wrote without checksums."""
+        return sum(shard.checksums is None for shard in self._shards)
+
     def features(self, pictures: list[Picture | TablePicture], view: int | list[int] = 0) -> torch.Tensor:
         """Features of pictures, `(n, num_query_tokens, size)`, in the cache's dtype.
 
@@ -192,6 +261,7 @@ class FeatureCache:
 
         Raises:
             KeyError: A picture is not in the cache, or has changed since.
+            ValueError: Features have changed on the disk since they were written.
         """
         views = [view] * len(pictures) if isinstance(view, int) else view
         rows = []
@@ -200,7 +270,7 @@ class FeatureCache:
             if digest is None or digest not in self._places:
                 raise KeyError(f"{picture.name} is not in the feature cache {self.folder}, or has changed since.")
             shard, row = self._places[digest]
-            rows.append(self._shards[shard][0][row, chosen])
+            rows.append(self._shards[shard].view(row, chosen))
         shape = (0, *self.encoder.model.model.query_tokens.shape[1:])
         return torch.stack(rows) if rows else torch.empty(shape, dtype=DTYPES[self.dtype])
 
@@ -250,7 +320,8 @@ class FeatureCache:
             features = torch.cat(encoded).unflatten(0, (len(digests), views)).contiguous()
             table = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32).copy())
             with finished_file(self.folder / f"features-{name}.safetensors") as temporary:
-                save_file({"features": features, "digests": table}, temporary)
+                sums = torch.tensor([[checksum(view) for view in picture] for picture in features])
+                save_file({"features": features, "digests": table, "checksums": sums}, temporary)
         if stamps:
             with finished_file(self.folder / f"stamps-{name}.json") as temporary:
                 temporary.write_text(json.dumps(stamps), encoding="utf-8")
@@ -307,7 +378,24 @@ def fill_together(
     bad = cache.fill(pictures, state.process_index, state.num_processes, progress=progress and first, watch=watch)
     bad = from_all(bad)  # every process has written its files by then
     cache.load()
+    if first and (unchecked := cache.unchecked):
+        tqdm.write(
+            f"{unchecked} files of {cache.folder} are of a version without checksums: damage in them goes unnoticed. "
+            "Delete the folder to have its pictures encoded anew."
+        )
     return bad
+
+
+def _checked(schema: TypeAdapter, path: Path) -> Any:
+    """What a JSON file of a cache holds.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return schema.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise _damaged(path, f"is damaged ({explain(error, path.name)})") from None
 
 
 def _batches(pictures: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from ..checkpoint import finished_file
+from ..checkpoint import finished_file, naming_full_disk
 from ..data.json_files import json_lines
 
 
@@ -44,6 +44,8 @@ class MetricsLog(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the loss since the last multiple of `log_steps`, or of a run shorter than it
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any):
         if not state.is_world_process_zero:
@@ -52,7 +54,7 @@ class MetricsLog(TrainerCallback):
         if "loss" in logs:
             line |= self._rates()
         line["peak_memory_gb"] = peak_memory_gb()
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._bar is not None and "loss" in line:
             self._bar.set_postfix_str(

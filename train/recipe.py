@@ -2,20 +2,57 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ..checkpoint import DTYPES
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
 from ..data.readers import DataSource, as_source
+from ..schema import explain
+from .prompts import STOCK
 from .schedule import cosine_rate, originals_rate
 
 RECIPES = Path(__file__).parent / "recipes"
+_SOURCE = TypeAdapter(DataSource)
 
 
-@dataclass(frozen=True)
-class Recipe:
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 (no dot) as a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _prompts(value: Any) -> Any:
+    if value in STOCK if isinstance(value, str) else _are_texts(value):
+        return value
+    raise ValueError(f"expected one of {', '.join(STOCK)}, or a list of texts, got {str(value)[:80]!r}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _source(value: Any) -> Any:
+    if not isinstance(value, DataSource | dict | str | os.PathLike):
+        raise ValueError(f"a data source is a path or a mapping with `path`, got {str(value)[:80]!r}")
+    try:
+        return _SOURCE.validate_python(vars(as_source(value)))
+    except ValidationError as error:
+        raise explain(error, "a data source") from None
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Rate = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrNone = Annotated[int, Field(ge=0, le=10**9)]
+
+
+class Recipe(BaseModel):
     """Numbers and choices of a training run. The defaults are MiniGPT-4's first stage.
 
     Args:
@@ -58,67 +95,72 @@ class Recipe:
         data: Data sources, when they are not given otherwise.
     """
 
-    learning_rate: float = 1e-4
-    min_learning_rate: float = 8e-5
-    warmup_learning_rate: float = 1e-6
-    warmup_steps: int = 5000
-    schedule: str = "cosine"
-    epochs: int = 4
-    steps_per_epoch: int | None = 5000
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 0.0
-    pictures_per_step: int = 256
-    rows_per_picture: int | None = None
-    pack_tokens: int = 1024
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    learning_rate: Annotated[Number, Field(gt=0)] = 1e-4
+    min_learning_rate: Rate = 8e-5
+    warmup_learning_rate: Rate = 1e-6
+    warmup_steps: CountOrNone = 5000
+    schedule: Literal["cosine", "originals"] = "cosine"
+    epochs: Count = 4
+    steps_per_epoch: Count | None = 5000
+    weight_decay: Rate = 0.05
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    max_grad_norm: Rate = 0.0
+    pictures_per_step: Count = 256
+    rows_per_picture: Count | None = None
+    pack_tokens: Count = 1024
     share_prefix: bool = True
-    loss: str = "token_mean"
-    max_answer_tokens: int | None = None
-    prompts: str | list[str] = "none"
-    prompt_probability: float = 1.0
+    loss: Literal["token_mean", "answer_mean"] = "token_mean"
+    max_answer_tokens: Count | None = None
+    prompts: Annotated[Any, BeforeValidator(_prompts)] = "none"
+    prompt_probability: Share = 1.0
     augmentation: bool = False
-    views: int = 1
-    cache_dtype: str = "float16"
-    dtype: str = "auto"
-    attention: str = "auto"
+    views: Count = 1
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
     gradient_checkpointing: bool = False
-    lora: int = 0
+    lora: CountOrNone = 0
     shard_language: bool = False
     load_in_8bit: bool = False
-    validation: float = 0.0
-    exclude: list[str] = field(default_factory=list)
+    validation: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    exclude: list[str] = []
     coco_twins: str | None = None
-    on_bad_picture: str = "skip"
-    on_bad_row: str = "raise"
-    max_bad_share: float = 0.05
-    log_steps: int = 10
-    save_steps: int | None = None
-    eval_steps: int | None = None
-    sample_steps: int | None = None
-    keep_checkpoints: int = 2
-    seed: int = 42
-    data: list[DataSource] = field(default_factory=list)
+    on_bad_picture: Literal["skip", "raise"] = "skip"
+    on_bad_row: Literal["skip", "raise"] = "raise"
+    max_bad_share: Share = 0.05
+    log_steps: Count = 10
+    save_steps: Count | None = None
+    eval_steps: Count | None = None
+    sample_steps: Count | None = None
+    keep_checkpoints: Count = 2
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    data: list[Annotated[DataSource, BeforeValidator(_source)]] = []
 
-    def __post_init__(self):
-        choices = {
-            "schedule": ("cosine", "originals"),
-            "loss": ("token_mean", "answer_mean"),
-            "dtype": ("auto", *DTYPES),
-            "attention": ("auto", "sdpa", "eager", "flex_attention"),
-            "cache_dtype": tuple(DTYPES),
-            "on_bad_picture": ("skip", "raise"),
-            "on_bad_row": ("skip", "raise"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        for name in ("epochs", "pictures_per_step", "pack_tokens", "views", "log_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+    def __init__(self, where: str = "The recipe", /, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            unknown = [str(each["loc"][0]) for each in error.errors() if each["type"] == "extra_forbidden"]
+            if unknown:
+                known = ", ".join(type(self).model_fields)
+                raise ValueError(
+                    f"{where} has {', '.join(unknown)}, which no recipe has; known are {known}."
+                ) from None
+            raise explain(error, where) from None
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> "Recipe":
         if self.shard_language and (self.lora or self.load_in_8bit):
-            raise ValueError("shard_language spreads frozen layers as they are: not with lora or load_in_8bit.")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation is a share of the pictures, from 0 to below 1; got {self.validation}.")
+            raise ValueError("shard_language spreads frozen layers as they are: not with lora or load_in_8bit")
+        lower = ["min_learning_rate"] + (["warmup_learning_rate"] if self.warmup_steps else [])
+        for name in lower:
+            if getattr(self, name) > self.learning_rate:
+                raise ValueError(
+                    f"{name} {getattr(self, name):g} is above learning_rate {self.learning_rate:g}, which is the peak"
+                )
+        return self
 
     @classmethod
     def load(cls, name: str | os.PathLike, **changes: Any) -> "Recipe":
@@ -132,38 +174,30 @@ class Recipe:
             FileNotFoundError: There is no such recipe.
             ValueError: It has a key that no recipe has, or a value that cannot be.
         """
-        import yaml
-
         path = Path(name)
         if not path.is_file():
             path = RECIPES / f"{name}.yaml"
         if not path.is_file():
             shipped = ", ".join(sorted(each.stem for each in RECIPES.glob("*.yaml")))
             raise FileNotFoundError(f"There is no recipe {name}: name a YAML file, or one of {shipped}.")
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_bytes(), str(path))
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds no keys with values, but {str(values)[:80]!r}.")
         return cls.from_values({**values, **changes}, str(path))
 
     @classmethod
-    def from_values(cls, values: dict[str, Any], name: str = "The recipe") -> "Recipe":
+    def from_values(cls, values: dict[Any, Any], where: str = "The recipe") -> "Recipe":
         """A recipe from a mapping.
 
+        Args:
+            values: Values by key; what is not there has its default.
+            where: File or option that they came from, for the error.
+
         Raises:
-            ValueError: An unknown key, or a value of the wrong type.
+            ValueError: An unknown key, or a value that cannot be.
         """
-        known = {each.name: each for each in fields(cls)}
-        if unknown := sorted(values.keys() - known.keys()):
-            raise ValueError(f"{name} has {', '.join(unknown)}, which no recipe has; known are {', '.join(known)}.")
-        values = dict(values)
-        # YAML 1.1 reads 1e-4 (no dot) as a text.
-        for key in ("learning_rate", "min_learning_rate", "warmup_learning_rate", "weight_decay"):
-            if key in values:
-                try:
-                    values[key] = float(values[key])
-                except (TypeError, ValueError):
-                    raise ValueError(f"{name}: {key} must be a number, got {values[key]!r}.") from None
-        values["data"] = [as_source(each) for each in values.get("data") or []]
-        values["betas"] = tuple(values.get("betas", cls.betas))
-        return cls(**values)
+        return cls(where, **{str(key): value for key, value in values.items()})
 
     def with_(self, **changes: Any) -> "Recipe":
         """The same recipe with other values.
@@ -171,16 +205,11 @@ class Recipe:
         Raises:
             ValueError: A key that no recipe has, or a value that cannot be.
         """
-        if unknown := sorted(changes.keys() - {each.name for each in fields(self)}):
-            known = ", ".join(each.name for each in fields(self))
-            raise ValueError(f"No recipe has {', '.join(unknown)}; known are {known}.")
-        return replace(self, **changes)
+        return self.from_values({**dict(self), **changes})
 
     def values(self) -> dict[str, Any]:
         """The recipe as plain values, to be written into a YAML file."""
-        values = asdict(self)
-        values["betas"] = list(self.betas)
-        return values
+        return self.model_dump() | {"betas": list(self.betas)}
 
     def rates(self, steps_per_epoch: int) -> Callable[[int], float]:
         """Learning rate of a step (from 0), for epochs of this length."""
@@ -193,3 +222,20 @@ class Recipe:
         if self.schedule == "originals":
             return partial(originals_rate, **numbers, steps_per_epoch=steps_per_epoch, epochs=self.epochs)
         return partial(cosine_rate, **numbers, total_steps=self.epochs * steps_per_epoch)
+
+
+def read_yaml(text: str | bytes, where: str) -> Any:
+    """What a text of YAML says, in plain values.
+
+    Raises:
+        ValueError: It is no YAML, or has tags of more than plain values.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (
+        Exception
+    ) as error:  # PyYAML ends in errors of many kinds: KeyError for `!!bool x`, IndexError for `!!int ""`
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{where} is not YAML of plain values: {reason}.") from None

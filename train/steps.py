@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .order import SampleOrder, choice
 from .packing import IGNORED, EncodedGroup, EncodedRow, Pack, Packer
 from .prompts import CaptionPrompts
 from .recipe import Recipe
+from .sources import SourceData
 
 
 @dataclass
@@ -77,6 +78,51 @@ class RowEncoder:
             length = min(len(common), len(ids))
             common = common[: next((i for i in range(length) if common[i] != ids[i]), length)]
         return tuple(common or ())
+
+
+def within_window(
+    sources: list[SourceData], encoder: RowEncoder, window: int | None
+) -> tuple[list[SourceData], list[tuple[Row, int]]]:
+    """The sources without the rows that are longer than the language model's window, and those with their lengths.
+
+    Args:
+        sources: Groups of rows.
+        encoder: Rows to tokens.
+        window: Most tokens the language model was made for; `None`: it has no such number.
+
+    Raises:
+        ValueError: Nothing of a source is left to train on.
+    """
+    if window is None:
+        return sources, []
+    long: list[tuple[Row, int]] = []
+
+    def fits(row: Row, prompt: str) -> bool:
+        length = _length(row, encoder, prompt, window)
+        if length > window:
+            long.append((row, length))
+        return length <= window
+
+    def fitting(groups: list[Group], prompt: str) -> list[Group]:
+        shorter = [Group(tuple(row for row in group.rows if fits(row, prompt))) for group in groups]
+        return [group for group in shorter if group.rows]
+
+    kept = []
+    for source in sources:
+        prompt = max(source.prompts.prompts, key=len, default="")
+        training, validation = fitting(source.training, prompt), fitting(source.validation, prompt)
+        if not training:
+            raise ValueError(f"Every row of {source.title} is longer than the model's window of {window} tokens.")
+        kept.append(replace(source, training=training, validation=validation))
+    return kept, long
+
+
+def _length(row: Row, encoder: RowEncoder, prompt: str, window: int) -> int:
+    """Tokens of a row; of one that is far from the window, a bound: a token has at least a byte, a template few."""
+    texts = sum(len(message.text.encode("utf-8", "replace")) for message in row.conversation) + len(prompt.encode())
+    pictures = len(row.pictures) * encoder.processor.num_query_tokens
+    bound = texts + pictures + 64 * (1 + len(row.conversation))
+    return bound if bound <= window else len(encoder.encode(row, prompt=prompt).input_ids)
 
 
 class StepDataset(Dataset):

@@ -1,15 +1,15 @@
 """transformers' `Trainer` with the packed loss: it brings the loop, devices, data parallelism and reporting."""
 
-import json
 import math
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -20,15 +20,15 @@ from .distributed import from_all, from_first
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
-from .order import SampleOrder
 from .packing import Pack
 from .recipe import Recipe
+from .resuming import RUN, RunDescription
 from .schedule import RateSchedule
 from .sharding import passes
+from .sources import BadPictures
 from .steps import Step, StepDataset
 
 TRAINER_STATE = "trainer_state.json"
-ORDER = "order.json"
 
 
 class ProjectionTrainer(Trainer):
@@ -42,7 +42,8 @@ class ProjectionTrainer(Trainer):
         validation: Steps of the validation pictures, or `None`.
         pictures: Encodes pictures of steps that come without features.
         sources: Names of the data sources, for the log.
-        watch: Called with each bad picture; may raise to stop.
+        bad: Takes note of bad pictures.
+        run: What checkpoints say of the run.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class ProjectionTrainer(Trainer):
         validation: StepDataset | None,
         pictures: PictureEncoder,
         sources: list[str],
-        watch: Callable[[BadPicture], None],
+        bad: BadPictures,
+        run: RunDescription,
     ):
-        self.recipe, self.validation, self.pictures, self.watch = recipe, validation, pictures, watch
-        self.sources = sources
+        self.recipe, self.validation, self.pictures, self.bad = recipe, validation, pictures, bad
+        self.sources, self.run = sources, run
         self._per_source = torch.zeros(len(sources), 2, dtype=torch.float64)
         self.throughput = {"rows": 0, "tokens": 0, "supervised_tokens": 0}
         self.steps, self.trained, self.output = steps, loss.model, Path(arguments.output_dir or ".")
@@ -102,7 +104,7 @@ class ProjectionTrainer(Trainer):
             raise ValueError(
                 f"The loss of step {self.state.global_step + 1} is {loss}: the language model overflows in "
                 f"{str(self.pictures.model.dtype).removeprefix('torch.')}, or the learning rate is too high. Go on "
-                "from the last checkpoint with dtype bfloat16 or float32, or with a lower learning rate."
+                "from the last checkpoint with dtype bfloat16 or float32, or begin again with a lower learning rate."
             )
         return torch.tensor(loss, device=self.args.device)
 
@@ -140,7 +142,7 @@ class ProjectionTrainer(Trainer):
     def _watch_all(self, bad: list[BadPicture]):
         """Every process learns of every bad picture, so that all stop or none."""
         for each in from_all(bad):
-            self.watch(each)
+            self.bad.note(each)
 
     def _sums(self, *values: float) -> list[float]:
         """Sums of numbers over all processes."""
@@ -206,14 +208,20 @@ class ProjectionTrainer(Trainer):
             self._remove_old_checkpoints()
 
     def _write_checkpoint(self, folder: Path):
+        try:
+            self._write_state(folder)
+        except (RuntimeError, SafetensorError) as error:  # how torch and safetensors tell of a full disk
+            raise OSError(f"{folder.parent} cannot take a checkpoint: {str(error).splitlines()[0]}") from None
+
+    def _write_state(self, folder: Path):
         self._save_rng_state(str(folder))
         if self.args.should_save:
             save_trained(self.trained, folder)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self.state.save_to_json(str(folder / TRAINER_STATE))
-            order = json.dumps(self.steps.order.describe(), indent=2)
-            (folder / ORDER).write_text(order, encoding="utf-8")
+            run = self.run.model_copy(update={"bad_pictures": list(self.bad.found.values())})
+            (folder / RUN).write_text(run.model_dump_json(indent=2), encoding="utf-8")
 
     def _remove_old_checkpoints(self):
         kept = re.compile(r"checkpoint-(\d+)")
@@ -224,6 +232,24 @@ class ProjectionTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
         load_trained(self.trained, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        with _whole(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None):
+        with _whole(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _whole(checkpoint: str | None) -> Generator[None]:
+    """Around the reading of a checkpoint's files: damage in them, whatever it does to torch, is a `ValueError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{checkpoint} is damaged: {reason}. Remove it to go on from the one before.") from None
 
 
 def _only(steps: list[Step]) -> Step:
@@ -244,18 +270,3 @@ def newest_checkpoint(output: Path) -> Path | None:
     """The newest complete checkpoint of a run: only complete ones bear the name `checkpoint-<step>`."""
     found = get_last_checkpoint(str(output))
     return Path(found) if found else None
-
-
-def check_order(checkpoint: Path, order: SampleOrder):
-    """Makes sure that a checkpoint's position means the same in this run's data.
-
-    Raises:
-        ValueError: The order of samples has changed since: some would be lost and others repeated.
-    """
-    stored = json.loads((checkpoint / ORDER).read_text(encoding="utf-8"))
-    if different := [key for key, value in order.describe().items() if stored.get(key) != value]:
-        raise ValueError(
-            f"{checkpoint} was written with other values of {', '.join(different)}: going on would lose some samples "
-            "and repeat others. Take the data and recipe it was begun with, or another output folder; to begin with "
-            "its weights, pass it as `projection`."
-        )

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +35,7 @@ def conversation(chat_model, processor):
         (["/missing"], ("/missing", None)),
         (["demo", "何色?"], ("demo", "何色?")),
         (["what is this?"], (None, "what is this?")),
+        (["何" * 100], (None, "何" * 100)),
     ],
 )
 def test_model_and_question(words, expected):
@@ -102,6 +104,49 @@ def test_a_mistyped_option_is_one_line(arguments, message, checkpoint, monkeypat
     assert printed.err.startswith("jminigpt4: ") and message in printed.err and printed.err.count("\n") == 1
 
 
+def test_closed_standard_input(checkpoint, monkeypatch, capsys):
+    """As under cron: a question on the command line is answered all the same."""
+    script = f"exec <&-; exec '{sys.executable}' -m jminigpt4.cli chat '{checkpoint}' 何色? --max-new-tokens 2"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, timeout=100)
+    assert done.returncode == 0 and done.stdout.endswith(b"\n"), done.stderr.decode()
+    monkeypatch.setattr(sys, "stdin", None)
+    status, printed = command_line(monkeypatch, capsys, "chat", str(checkpoint))
+    assert status == 2 and printed.err == (
+        "jminigpt4: Standard input is closed, so nothing can be asked there: give a QUESTION.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["犬\udc82"], r"The question is not UTF-8 but '\u72ac\udc82'"),
+        (["何?", "--persona", "\udc82"], "The persona is not UTF-8"),
+        (["何?", "-i", "~nosuchuser/a.png"], "No picture at ~nosuchuser/a.png"),
+        (["何?", "--load", "/no/such.json"], "No such file"),
+    ],
+)
+def test_words_that_cannot_be_used(words, message, checkpoint, monkeypatch, capsys):
+    status, printed = command_line(monkeypatch, capsys, "chat", str(checkpoint), *words)
+    assert status == 2 and message in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_pipe_of_another_encoding(checkpoint, chat_model, processor, monkeypatch, capsys):
+    lines = "何色?\n".encode() + "鳥?\n".encode("shift_jis")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    with pytest.raises(ValueError, match="Line 2 of standard input is not UTF-8"):
+        terminal.run(Settings(str(checkpoint)))
+    assert capsys.readouterr().out == ChatSession(chat_model, processor).ask("何色?") + "\n"
+
+
+def test_an_answer_goes_on_where_the_terminal_lacks_a_character(conversation, monkeypatch, capsys):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="shift_jis")
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(conversation.session, "stream", lambda *given, **options: iter(["犬", "\U0001f415", "。"]))
+    terminal._prepare_streams()
+    conversation.answer("何?")
+    assert screen.buffer.getvalue().decode("shift_jis") == "犬?。\n"
+
+
 def test_pipe(checkpoint, picture_files, chat_model, processor, pictures, monkeypatch, capsys):
     lines = f"/image '{picture_files[0]}'\n何が写ってる?\n\n何色?\n/exit\n鳥?\n"
     printed = run(monkeypatch, capsys, Settings(str(checkpoint)), lines)
@@ -145,6 +190,10 @@ def test_commands_of_a_conversation(conversation, picture_files, pictures, tmp_p
     "line, message",
     [
         ("/image", "Name a file"),
+        ("/image ~nosuchuser/a.png", "No picture at ~nosuchuser/a.png"),
+        ("/load ~nosuchuser/a.json", "No such file"),
+        ("犬\udc82", r"not UTF-8 but '\\u72ac\\udc82'"),
+        ("/persona \udc82", "not UTF-8"),
         ("/image /no/such.png", "No picture at /no/such.png"),
         ("/image https://example.com/a.png", "fetched with --allow-addresses only"),
         ("/save", "Name a file"),
@@ -202,10 +251,15 @@ def test_preview(pictures, monkeypatch):
     [
         ("is not a transcript", lambda path, folder: path.write_text("{}")),
         ("is not a transcript", lambda path, folder: path.write_text("[1, 2]")),
+        ("is not a transcript", lambda path, folder: path.write_text("[" * 100_000)),
+        ("is not a transcript", lambda path, folder: path.write_bytes("犬".encode("shift_jis"))),
+        ("`messages.0.role`", lambda path, folder: path.write_text(path.read_text().replace('"user"', "7"))),
+        ("text` must be", lambda path, folder: path.write_text(path.read_text().replace('"何色?"', "null"))),
+        ("is not a transcript", lambda path, folder: path.write_text(path.read_text().replace("何", "\\ud83d"))),
         ("No picture at", lambda path, folder: next(folder.iterdir()).unlink()),
         ("is not the picture", lambda path, folder: make_white(next(folder.iterdir()))),
         (
-            "no SHA-256",
+            "sha256",
             lambda path, folder: path.write_text(path.read_text().replace('"sha256": "', '"sha256": "../')),
         ),
     ],

@@ -1,12 +1,18 @@
 """The web page: what its functions do, and what a visitor sees in a real browser."""
 
+import asyncio
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
@@ -101,6 +107,43 @@ def test_uploads_are_limited(picture_files, tmp_path, monkeypatch):
 
 
 PICTURE = {"orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+
+
+def test_no_address_takes_all_places(page_parts):
+    """Of 64 places an address has 16, whatever its tabs are called; the others are for others."""
+    page, _ = page_parts
+    queue = page._queue
+
+    def push(host: str, tab: int) -> bool:
+        body = SimpleNamespace(fn_index=0, session_hash=f"tab {tab}", event_id=None, data=[], request=None)
+        request = SimpleNamespace(client=SimpleNamespace(host=host), headers={}, query_params={})
+        return asyncio.run(queue.push(body=body, request=request, username=None))[0]
+
+    assert [push("192.0.2.1", tab) for tab in range(20)] == [True] * 16 + [False] * 4
+    assert [push("192.0.2.2", tab) for tab in range(3)] == [True] * 3
+
+
+@pytest.fixture
+def page_parts(chat_model, processor):
+    return web.build_page(ChatSession(chat_model, processor), Settings())
+
+
+def test_uploads_end_with_the_server(checkpoint, tmp_path, free_port, picture_files):
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "jminigpt4.cli", "chat", str(checkpoint), "--web", "--port", str(free_port)]
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        address = next(line for line in server.stderr if line.startswith("http")).split()[0]
+        with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+            client.post(
+                "gradio_api/upload", files={"files": ("a.png", picture_files[0].read_bytes())}
+            ).raise_for_status()
+        assert list(tmp_path.rglob("a.png"))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_requests_that_name_addresses(page, tmp_path):
@@ -201,7 +244,7 @@ class Browser:
         self.driver.get(self.address)
         self.find("textarea")
 
-    def wait(self, what, description: str, seconds: float = 90):
+    def wait(self, what, description: str, seconds: float = 45):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := what():
@@ -253,6 +296,7 @@ class Browser:
     def submit(self, question: str, *files: Path):
         """Types a question, with pictures, and sends it."""
         if files:
+            self.driver.execute_script("arguments[0].value = ''", self.find("input[type=file]"))  # of earlier uploads
             self.find("input[type=file]").send_keys("\n".join(map(str, files)))
             self.wait(lambda: len(self.thumbnails()) >= len(files), "the uploads")
         if question:
@@ -261,10 +305,10 @@ class Browser:
 
     def finish(self, count: int) -> str:
         """Waits until so many answers stand on the page and nothing is spoken any more; returns the last."""
-        self.wait(lambda: len(self.answers()) == count and self.answers()[-1], f"{count} answers")
+        self.wait(lambda: len(self.answers()) == count and all(self.answers()), f"{count} answers")
         self.wait(lambda: self.all("button.submit-button") and not self.all("button.stop-button"), "the end of it")
         self.wait(lambda: self.find("textarea:not(.edit-textarea)").is_enabled(), "the box")
-        return plain(self.answers()[-1])
+        return plain("".join(self.answers()[-1:]))
 
     def ask(self, question: str, *files: Path) -> str:
         count = len(self.answers()) + 1
@@ -430,4 +474,32 @@ def test_a_hostile_upload_in_a_browser(browser, tmp_path):
     browser.find("button.submit-button").click()
     browser.wait(lambda: "is not a picture of a known format" in browser.text(), "the refusal")
     assert "Traceback" not in browser.text() and str(tmp_path) not in browser.text()
-    assert len(browser.answers()) <= before + 1
+    browser.finish(before)
+
+
+def test_the_page_goes_on_after_each_refusal(browser, chat_model, processor, picture_files, tmp_path, monkeypatch):
+    """In a browser: what is refused is said, and the next question is answered."""
+    evil, bomb = tmp_path / "evil.png", tmp_path / "bomb.png"
+    evil.write_bytes(b"\x89PNG\r\n\x1a\n" + b"evil" * 50)
+    Image.new("1", (6000, 5000)).save(bomb)
+    browser.ask("何色?")
+    refusals = [
+        ("not a picture", "何?", [evil]),
+        ("pixels", "何?", [bomb]),
+        ("9 pictures at once; at most 8", "何?", [picture_files[0]] * 9),
+        ("context window", "長" * 2000, []),
+        ("Ask something", " ", []),
+    ]
+    for number, (message, question, files) in enumerate(refusals, 1):
+        copies = [shutil.copy(file, tmp_path / f"{number}-{place}.png") for place, file in enumerate(files)]
+        browser.submit(question, *copies)
+        browser.wait(lambda message=message: message in browser.text(), message)
+        browser.finish(number)
+        browser.ask("鳥?")
+    monkeypatch.setattr(ChatSession, "stream", lambda *given, **options: 1 / 0)
+    browser.submit("何?")
+    browser.wait(lambda: "答えられませんでした" in browser.text(), "the failure")
+    monkeypatch.undo()
+    browser.finish(number + 1)
+    browser.ask("鳥?")
+    assert [question for question, _, _ in browser.turns()] == ["何色?", *["鳥?"] * (number + 1)]

@@ -4,11 +4,13 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 
 import pytest
 from typer.testing import CliRunner
 
+from jminigpt4.checkpoint import locked_folder
 from jminigpt4.cli import app
 from jminigpt4.evaluate import generation
 from jminigpt4.evaluate.benchmarks import BENCHMARKS, parse_request
@@ -184,6 +186,86 @@ def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeyp
     first, second = (tmp_path / name / "held_out/predictions.jsonl" for name in ("whole", "killed"))
     assert first.read_bytes() == second.read_bytes()
     assert run(plan_for(checkpoint, own, tmp_path / "killed")).as_dict() == resumed.as_dict() and asked == [2]
+
+
+def names(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_killed_six_times_ends_with_the_same_scores(tmp_path, checkpoint, own, killed_at):
+    """At moments between the first file that is written and the report."""
+    whole = run(plan_for(checkpoint, own, tmp_path / "whole"))
+    output = tmp_path / "killed"
+    status, operations = killed_at(lambda: run(plan_for(checkpoint, own, output)), output)
+    assert status == 0
+    for number in range(1, 7):
+        shutil.rmtree(output)
+        status, _ = killed_at(lambda: run(plan_for(checkpoint, own, output)), output, number * operations // 7)
+        assert status == -signal.SIGKILL
+        assert all(json.loads(path.read_text()) for path in output.rglob("*.json") if ".unfinished" not in str(path))
+        assert run(plan_for(checkpoint, own, output)).as_dict()["benchmarks"] == whole.as_dict()["benchmarks"]
+        names = [
+            sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (tmp_path / "whole", output)
+        ]
+        assert names[0] == names[1]
+
+
+def test_a_full_disk_stops_an_evaluation_that_goes_on_afterwards(tmp_path, checkpoint, own, full_disk):
+    whole = run(plan_for(checkpoint, own, tmp_path / "whole"))
+    with full_disk(900), pytest.raises(OSError, match="held_out/predictions.jsonl"):
+        run(plan_for(checkpoint, own, tmp_path / "full"))
+    assert not (tmp_path / "full/scores.json").exists()
+    assert run(plan_for(checkpoint, own, tmp_path / "full")).as_dict()["benchmarks"] == whole.as_dict()["benchmarks"]
+    first, second = (tmp_path / name / "held_out/predictions.jsonl" for name in ("whole", "full"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_one_evaluation_to_a_folder(tmp_path, checkpoint, own):
+    refused = pytest.raises(BlockingIOError, match=f"out is in use by process {os.getpid()} on ")
+    with locked_folder(tmp_path / "out"), refused:
+        run(plan_for(checkpoint, own, tmp_path / "out"))
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("settings.json", lambda text: text[:-9], "settings.json: it: Invalid JSON"),
+        ("settings.json", lambda text: text.replace('"benchmark"', '"mark"'), "settings.json: `benchmark` is missing"),
+        ("settings.json", None, "holds answers but no settings.json"),
+        (
+            "predictions.jsonl",
+            lambda text: text.replace('"answer": "', '"answer": 7, "was": "', 1),
+            "line 1: `answer` must",
+        ),
+        ("predictions.jsonl", lambda text: "[" * 99999 + "\n" + text, "predictions.jsonl, line 1: it: Invalid JSON"),
+    ],
+)
+def test_damaged_files_of_an_evaluation_are_named(tmp_path, checkpoint, own, name, spoil, message):
+    run(plan_for(checkpoint, own, tmp_path / "out"))
+    path = tmp_path / "out/held_out" / name
+    content = path.read_text(encoding="utf-8")
+    path.unlink()
+    if spoil is not None:
+        path.write_text(spoil(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as raised:
+        run(plan_for(checkpoint, own, tmp_path / "out"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "0-name", "answer": None}, "line 1: `answer` must be a valid string, got None"),
+        ({"id": ["0"], "answer": "犬"}, "line 1: `id` must be a valid string"),
+        ({"question_id": 0, "text": 3}, "line 1: `text` must be a valid string, got 3"),
+        ({"question_id": 0}, "line 1: `text` is missing"),
+    ],
+)
+def test_answers_of_another_type_are_named(tmp_path, own, lines, row, message):
+    plan = EvaluationPlan([parse_request(str(own))], tmp_path / "out", answered=[lines(tmp_path / "a.jsonl", [row])])
+    with pytest.raises(ValueError, match=message):
+        run(plan)
 
 
 def test_other_settings_do_not_go_on_with_old_answers(tmp_path, checkpoint, own):

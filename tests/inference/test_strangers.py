@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
-from jminigpt4.chat.serving import build_server, request_options
+from jminigpt4.chat.serving import build_server, vllm_command
 from jminigpt4.chat.settings import Settings
 from jminigpt4.convert import assemble, verify_folder
 from jminigpt4.inference.loading import check_checkpoint, checkpoint_config, load_checkpoint, load_processor
@@ -236,7 +236,7 @@ def test_nothing_of_a_stranger_is_run_or_asked_for(folder, tmp_path, monkeypatch
     (folder / "evil.py").write_text(CODE.format(str(tmp_path / "touched")))
     change_json(folder, *place, **values)
     monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("asked"))
-    doors = [*DOORS.values(), checkpoint_config, load_processor, request_options]
+    doors = [*DOORS.values(), checkpoint_config, load_processor, lambda name: vllm_command(name, "127.0.0.1", 8000)]
     doors.append(lambda folder: data([], str(folder)))
     for door in doors:
         with pytest.raises(ValueError, match=sentence) as raised:

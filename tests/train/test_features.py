@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from jminigpt4.checkpoint import remove_unfinished
 from jminigpt4.data.pictures import FilePicture
-from jminigpt4.train.features import FeatureCache, PictureEncoder
+from jminigpt4.train.features import FeatureCache, PictureEncoder, fill_together
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +173,78 @@ def test_the_fingerprint_can_be_read(frozen, processor, tmp_path):
     FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
     stored = json.loads((tmp_path / "cache" / "fingerprint.json").read_text())
     assert stored["shape"] == [4, 32] and stored["layer_norm_eps"][0] == 1e-5
+
+
+def test_a_flipped_byte_is_noticed_when_it_is_read(frozen, processor, pictures, tmp_path):
+    cache = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    cache.fill(pictures, progress=False)
+    (path,) = (tmp_path / "cache").glob("features-*")
+    content = bytearray(path.read_bytes())
+    target = cache.features(pictures[3:4])[0].view(torch.uint8).numpy().tobytes()
+    content[content.index(target) + 17] ^= 4
+    path.write_bytes(content)
+    again = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    assert torch.isfinite(again.features(pictures[:3])).all()
+    with pytest.raises(ValueError, match=f"{path.name} has changed on the disk.*delete this file"):
+        again.features(pictures)
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        ("features-*", lambda content: content[:-9], "cannot be read"),
+        ("features-*", lambda content: b"", "cannot be read"),
+        ("stamps-*", lambda content: content[:-9], "is damaged"),
+        ("stamps-*", lambda content: content.replace(b"[", b"[null,", 1), "is damaged"),
+        ("fingerprint*", lambda content: b"[" * 9999, "is damaged"),
+    ],
+)
+def test_damaged_files_of_a_cache_are_named(frozen, processor, pictures, tmp_path, file, spoil, message):
+    FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor)).fill(pictures, progress=False)
+    (path,) = (tmp_path / "cache").glob(file)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{path.name} {message}.*delete this file"):
+        FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+
+
+def test_files_without_checksums_are_read_and_counted(frozen, processor, pictures, tmp_path, capsys):
+    cache = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    cache.fill(pictures, progress=False)
+    expected = cache.features(pictures).clone()
+    (path,) = (tmp_path / "cache").glob("features-*")
+    tensors = load_file(path)
+    save_file({name: tensors[name] for name in ("features", "digests")}, path)
+    again = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    assert fill_together(again, pictures, PartialState(), progress=False) == []
+    assert torch.equal(again.features(pictures), expected)
+    assert "1 files of" in (said := capsys.readouterr().out) and "without checksums" in said
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(frozen, processor, pictures, tmp_path, full_disk):
+    encoder = PictureEncoder(frozen, processor)
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    with full_disk(1000), pytest.raises(OSError, match=r"features-\w+.safetensors") as raised:
+        cache.fill(pictures, progress=False)
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fingerprint.json"]
+    assert cache.fill(pictures, progress=False) == [] and len(cache) == 6
+
+
+def test_killed_six_times_ends_with_the_same_features(frozen, processor, pictures, tmp_path, killed_at):
+    encoder = PictureEncoder(frozen, processor)
+
+    def fill(folder):
+        cache = FeatureCache(folder, encoder)
+        remove_unfinished(folder)
+        cache.fill(pictures, pictures_per_file=2, progress=False)
+
+    status, operations = killed_at(lambda: fill(tmp_path / "whole"), tmp_path / "whole")
+    assert status == 0
+    for number in range(1, 7):
+        folder = tmp_path / f"killed-{number}"
+        status, _ = killed_at(lambda folder=folder: fill(folder), folder, number * operations // 7)
+        assert status == -signal.SIGKILL
+        fill(folder)
+        whole, killed = (FeatureCache(each, encoder) for each in (tmp_path / "whole", folder))
+        assert torch.equal(killed.features(pictures), whole.features(pictures))
+        assert not list(folder.glob(".*"))
