@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.readers import DataSource, as_source
 from ..schema import explain
@@ -14,7 +14,6 @@ from .prompts import STOCK
 from .schedule import cosine_rate, originals_rate
 
 RECIPES = Path(__file__).parent / "recipes"
-_SOURCE = TypeAdapter(DataSource)
 
 
 def _number(value: Any) -> Any:
@@ -38,10 +37,7 @@ def _are_texts(value: Any) -> bool:
 def _source(value: Any) -> Any:
     if not isinstance(value, DataSource | dict | str | os.PathLike):
         raise ValueError(f"a data source is a path or a mapping with `path`, got {str(value)[:80]!r}")
-    try:
-        return _SOURCE.validate_python(vars(as_source(value)))
-    except ValidationError as error:
-        raise explain(error, "a data source") from None
+    return as_source(value)
 
 
 Number = Annotated[float, BeforeValidator(_number)]

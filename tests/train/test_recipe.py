@@ -30,7 +30,7 @@ from jminigpt4.train.recipe import RECIPES, Recipe
         ("learning_rate=1e-9", "--set: min_learning_rate 8e-05 is above learning_rate 1e-09"),
         ("schedule=linear", "--set: `schedule` must be 'cosine' or 'originals', got 'linear'"),
         ("prompts=[1]", "--set: `prompts`: expected one of none, japanese, minigpt4, or a list of texts"),
-        ("data=[{path: a, weight: x}]", "--set: `data.0`: a data source: `weight` must be a valid number"),
+        ("data=[{path: a, weight: x}]", "--set: `data.0`: A data source: `weight` must be a valid number"),
         ("data=[7]", "--set: `data.0`: a data source is a path or a mapping"),
         ("seed=-1", "--set: `seed` must be greater than or equal to 0"),
         ("epoch=1", "--set has epoch, which no recipe has; known are learning_rate"),
