@@ -21,7 +21,7 @@ class ImageUrl(_Schema):
     detail: Literal["auto"] = "auto"
 
 
-class Part(_Schema):
+class RequestPart(_Schema):
     """One part of a message: a text or a picture."""
 
     type: Literal["text", "image_url"]
@@ -29,7 +29,7 @@ class Part(_Schema):
     image_url: ImageUrl | None = None
 
     @model_validator(mode="after")
-    def _holds_its_type(self) -> "Part":
+    def _holds_its_type(self) -> "RequestPart":
         other = "image_url" if self.type == "text" else "text"
         if getattr(self, self.type) is None or getattr(self, other) is not None:
             raise ValueError(f"a part of type {self.type!r} holds `{self.type}` and no `{other}`")
@@ -44,14 +44,14 @@ def _as_parts(content: Any) -> Any:
     return content
 
 
-class Message(_Schema):
+class RequestMessage(_Schema):
     """One message. The user's holds text or pictures, the others' text only."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts), Field(min_length=1)]
+    content: Annotated[list[RequestPart], BeforeValidator(_as_parts), Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _content_suits_role(self) -> "Message":
+    def _content_suits_role(self) -> "RequestMessage":
         shows_pictures = any(part.image_url for part in self.content)
         if self.role != "user" and shows_pictures:
             raise ValueError(f"a message of role {self.role!r} holds no pictures: show them in one of the user")
@@ -80,7 +80,7 @@ class ChatRequest(_Schema):
     """
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[RequestMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

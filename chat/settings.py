@@ -1,6 +1,5 @@
 """What was asked for on the command line, and the session that follows from it."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 
 from .. import DEMO
+from ..checkpoint import user_path
 from ..inference.loading import load_checkpoint
 from .pictures import PictureLimits, open_file, open_url
 from .session import ChatSession
@@ -92,8 +92,3 @@ def check_text(text: str, what: str):
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{what} is not UTF-8 but {ascii(text[:40])}: convert it, for instance with iconv.")
-
-
-def user_path(name: str) -> Path:
-    """A path as the user wrote it, `~` and `~user` as a shell reads them; of an unknown user it stays as it is."""
-    return Path(os.path.expanduser(name))

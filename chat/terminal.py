@@ -13,9 +13,10 @@ from typing import TextIO
 import numpy as np
 from PIL import Image
 
+from ..checkpoint import user_path
 from .pictures import ShownPicture
 from .session import ChatSession
-from .settings import Settings, check_text, user_path
+from .settings import Settings, check_text
 from .transcript import load_transcript, save_transcript
 from .turns import Turn
 

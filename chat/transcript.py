@@ -27,7 +27,7 @@ class ImagePart(BaseModel, extra="forbid"):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # it comes from anyone: it must not lead elsewhere
 
 
-class Message(BaseModel, extra="forbid"):
+class TranscriptMessage(BaseModel, extra="forbid"):
     """One message: a text, or texts and pictures."""
 
     role: Literal["system", "user", "assistant"]
@@ -40,7 +40,7 @@ class Message(BaseModel, extra="forbid"):
 class Transcript(BaseModel, extra="forbid"):
     """The JSON file."""
 
-    messages: list[Message]
+    messages: list[TranscriptMessage]
 
 
 def save_transcript(session: ChatSession, path: str | Path) -> Path:

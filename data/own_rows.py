@@ -11,14 +11,14 @@ from .pictures import Picture, PictureFolders
 from .rows import IMAGE, PICTURE, Message, Placeholder, Row
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a message: a picture, or a text."""
 
     type: Literal["image", "text"]
     text: str | None = None
 
     @model_validator(mode="after")
-    def _has_its_text(self) -> "Part":
+    def _has_its_text(self) -> "ContentPart":
         if self.type == "text" and self.text is None:
             raise ValueError("there is no `text` where a text belongs")
         return self
@@ -32,7 +32,7 @@ class RowMessage(BaseModel):
     """A message in the format of chat templates: `content` is a text, or a list of parts."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)]
+    content: Annotated[list[ContentPart], BeforeValidator(_as_parts)]
 
     def read(self) -> Message:
         """`<image>` in a text of the user is a place for a picture, like a part `{"type": "image"}`."""

@@ -13,7 +13,7 @@ from ..inference.answering import AnswerGenerator, Prompt
 from .items import Item, open_picture
 from .predictions import Prediction
 
-READERS = 2  # threads that decode pictures while the model answers
+READING_THREADS = 2  # threads that decode pictures while the model answers
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Answerer:
             yield empty
         batches = enumerate(self._batches())
         wanted = [(number, batch) for number, batch in batches if any(row.item.id not in done for row in batch)]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(READING_THREADS) as pool:
             features: dict[Any, torch.Tensor] = {}
             coming = self._read_ahead(pool, wanted[0][1]) if wanted else {}
             for place, (number, batch) in enumerate(wanted):

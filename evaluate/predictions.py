@@ -56,7 +56,7 @@ class _ForeignAnswer(BaseModel):
     input_text: str = ""
 
 
-class Settings(BaseModel, extra="allow"):
+class RecordedSettings(BaseModel, extra="allow"):
     """What `settings.json` must say: which benchmark the answers beside it are to, and of which model."""
 
     model: str
@@ -138,7 +138,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: It is damaged, or says too little.
     """
     try:
-        return Settings.model_validate_json(path.read_bytes()).model_dump()
+        return RecordedSettings.model_validate_json(path.read_bytes()).model_dump()
     except ValidationError as error:
         raise explain(error, path) from None
 

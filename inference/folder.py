@@ -13,7 +13,7 @@ from .. import JMiniGPT4Config, JMiniGPT4Processor
 from ..checkpoint import check_not_pointer, is_hub_id, read_json_object, user_path
 from .schemas import check_config, check_files
 
-SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model", "SHA256SUMS")
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "SHA256SUMS")
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 LONGEST_REASON = 300
 
@@ -38,7 +38,7 @@ def checkpoint_folder(model: str | Path, weights: bool = True) -> Path:
     if not is_hub_id(str(model)):
         raise FileNotFoundError(f"No folder {path}: name a checkpoint folder, or user/name on the Hub.")
     try:
-        return Path(snapshot_download(str(model), allow_patterns=[*SETTINGS, *(WEIGHTS if weights else ())]))
+        return Path(snapshot_download(str(model), allow_patterns=[*SMALL_FILES, *(WEIGHTS if weights else ())]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise OSError(
             f"{model} is no folder here, and the Hub does not give it ({type(error).__name__}): check the spelling, "

@@ -7,10 +7,10 @@ import typer
 
 from ..data.readers import READERS, as_source, read_source
 
-FORMATS = "; ".join(reader.layout for reader in READERS.values())
+LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
 Data = Annotated[
     list[str] | None,
-    typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {FORMATS}."),
+    typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {LAYOUTS}."),
 ]
 Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
 Recipe = Annotated[str, typer.Option(help="stage1, stage2, article-stair-vg, or a YAML file.")]

@@ -13,17 +13,17 @@ from ..pictures import PictureFolders
 from ..rows import IMAGE, PICTURE, BadRow, Message, Row, row_or_fault
 from .registry import reader
 
-ROLES = {"human": "user", "user": "user", "ユーザー": "user", "system": "system"}
-ROLES |= {"gpt": "assistant", "assistant": "assistant", "システム": "assistant"}
+ROLE_NAMES = {"human": "user", "user": "user", "ユーザー": "user", "system": "system"}
+ROLE_NAMES |= {"gpt": "assistant", "assistant": "assistant", "システム": "assistant"}
 
 
 def _role(name: str) -> str:
-    if name not in ROLES:
-        raise ValueError(f"role {name!r:.40} is none of {', '.join(ROLES)}")
+    if name not in ROLE_NAMES:
+        raise ValueError(f"role {name!r:.40} is none of {', '.join(ROLE_NAMES)}")
     return name
 
 
-class Turn(BaseModel):
+class LlavaTurn(BaseModel):
     """A message of a conversation, in one or two languages."""
 
     speaker: Annotated[str, AfterValidator(_role)] = Field(alias="from")
@@ -40,7 +40,7 @@ class Turn(BaseModel):
 class LlavaRow(PictureFields):
     """A conversation about pictures."""
 
-    conversations: list[Turn]
+    conversations: list[LlavaTurn]
 
 
 def _recognises(path: Path) -> bool:
@@ -84,13 +84,13 @@ def read_llava(path: Path, folders: PictureFolders, source: str, language: str =
         yield row_or_fault(path, f"row {number} (id {name!r:.40})", read, entry)
 
 
-def _conversation(turns: list[Turn], pictures: int, language: str) -> tuple[Message, ...]:
-    asked = sum(turn.text(language).count(IMAGE) for turn in turns if ROLES[turn.speaker] == "user")
+def _conversation(turns: list[LlavaTurn], pictures: int, language: str) -> tuple[Message, ...]:
+    asked = sum(turn.text(language).count(IMAGE) for turn in turns if ROLE_NAMES[turn.speaker] == "user")
     if asked not in (0, pictures):
         raise ValueError(f"{IMAGE} stands {asked} times in the questions, but there are {pictures} pictures.")
     conversation: list[Message] = []
     for turn in turns:
-        role, text = ROLES[turn.speaker], turn.text(language)
+        role, text = ROLE_NAMES[turn.speaker], turn.text(language)
         if not conversation and role == "assistant":
             continue  # as LLaVA does: a conversation begins with a question
         places = (PICTURE,) * text.count(IMAGE) if role == "user" else ()

@@ -15,7 +15,7 @@ from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
-TEXTS = {"json", "txt"}
+TEXT_ENDINGS = {"json", "txt"}
 MAX_TEXT = 1_000_000  # bytes
 
 
@@ -59,7 +59,7 @@ def _read_shard(shard: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
             folder, _, name = member.name.rpartition("/")
             stem, _, kind = name.partition(".")
             key, kind = f"{folder}/{stem}".lstrip("/"), kind.lower()
-            if kind not in PICTURES | TEXTS:
+            if kind not in PICTURES | TEXT_ENDINGS:
                 continue
             fault = _fault(member, kind)
             if fault:
@@ -86,7 +86,7 @@ def _fault(member: tarfile.TarInfo, kind: str) -> str:
         return f"a sparse file, which unpacks to {member.size:,} bytes, is not read."
     if not member.name.isprintable():  # bytes that are no UTF-8 among them
         return "its name is not UTF-8, or holds control characters."
-    if kind in TEXTS and member.size > MAX_TEXT:
+    if kind in TEXT_ENDINGS and member.size > MAX_TEXT:
         return f"its text has {member.size:,} bytes; at most {MAX_TEXT:,} are read."
     return ""
 

@@ -16,7 +16,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from .llm_jp import VLM
 
 TASKS = Path(__file__).parent / "lmms_eval_tasks"
-HUB_FILES = "hf://datasets/JMMMU/JMMMU/*/test-*.parquet"
+JMMMU_FILES = "hf://datasets/JMMMU/JMMMU/*/test-*.parquet"
 
 
 class JMiniGPT4(lmms):
@@ -83,5 +83,5 @@ def write_tasks(folder: str | os.PathLike, data: str | os.PathLike | None = None
     task = Path(folder) / "jmmmu_jminigpt4.yaml"
     if data is not None:
         text = task.read_text(encoding="utf-8")
-        task.write_text(text.replace(HUB_FILES, f"{Path(data).resolve()}/*/test*.parquet"), encoding="utf-8")
+        task.write_text(text.replace(JMMMU_FILES, f"{Path(data).resolve()}/*/test*.parquet"), encoding="utf-8")
     return Path(folder)

@@ -121,7 +121,7 @@ def test_closed_standard_input(checkpoint, monkeypatch, capsys):
     [
         (["犬\udc82"], r"The question is not UTF-8 but '\u72ac\udc82'"),
         (["何?", "--persona", "\udc82"], "The persona is not UTF-8"),
-        (["何?", "-i", "~nosuchuser/a.png"], "No picture at ~nosuchuser/a.png"),
+        (["何?", "-i", "~nosuchuser/a.png"], "names the home of a user whom this machine does not know"),
         (["何?", "--load", "/no/such.json"], "No such file"),
     ],
 )
@@ -190,8 +190,8 @@ def test_commands_of_a_conversation(conversation, picture_files, pictures, tmp_p
     "line, message",
     [
         ("/image", "Name a file"),
-        ("/image ~nosuchuser/a.png", "No picture at ~nosuchuser/a.png"),
-        ("/load ~nosuchuser/a.json", "No such file"),
+        ("/image ~nosuchuser/a.png", "names the home of a user whom this machine does not know"),
+        ("/load ~nosuchuser/a.json", "names the home of a user whom this machine does not know"),
         ("犬\udc82", r"not UTF-8 but '\\u72ac\\udc82'"),
         ("/persona \udc82", "not UTF-8"),
         ("/image /no/such.png", "No picture at /no/such.png"),

@@ -259,7 +259,7 @@ def test_bad_rows_are_counted_listed_and_limited(mixed, capsys):
         ValueError, match="3 of 4 rows of mixed are bad, more than max_bad_share 0.05. The first: .*line 2"
     ):
         read_data(str(mixed), Recipe(on_bad_row="skip"), CocoTwins())
-    with pytest.raises(ValueError, match="on_bad_row must be one of"):
+    with pytest.raises(ValueError, match="`on_bad_row` must be 'skip' or 'raise'"):
         Recipe(on_bad_row="ignore")
 
 
