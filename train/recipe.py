@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.readers import Source, as_source
+from .optimizers import OPTIMIZERS
 from .schedule import cosine_rate, originals_rate
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -24,7 +25,9 @@ class Recipe:
         epochs: Number of epochs.
         steps_per_epoch: Optimiser steps of an epoch; `None`: each picture once.
         weight_decay: On the projection's weight; its bias has none.
-        betas: Of AdamW.
+        optimizer: `adamw` (the originals), or `muon`: Muon on the weight and AdamW on the bias, which wants a
+            learning rate of 0.04 and a weight decay of 1.0.
+        betas: Of AdamW; the first is Muon's momentum.
         max_grad_norm: Gradients are clipped to this norm; 0: not at all, as the originals.
         pictures_per_step: Groups of rows in an optimiser step, over all processes; a group is a picture and its rows.
         rows_per_picture: Most rows of a picture in one group; `None`: all.
@@ -63,6 +66,7 @@ class Recipe:
     epochs: int = 4
     steps_per_epoch: int | None = 5000
     weight_decay: float = 0.05
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 0.0
     pictures_per_step: int = 256
@@ -98,6 +102,7 @@ class Recipe:
     def __post_init__(self):
         choices = {
             "schedule": ("cosine", "originals"),
+            "optimizer": tuple(OPTIMIZERS),
             "loss": ("token_mean", "answer_mean"),
             "precision": ("auto", "fp32", "bf16", "fp16"),
             "attention": ("auto", "sdpa", "eager", "flex_attention"),

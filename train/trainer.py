@@ -19,6 +19,7 @@ from ..checkpoint import finished_folder
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
+from .optimizers import OPTIMIZERS
 from .order import SampleOrder
 from .packing import Pack
 from .recipe import Recipe
@@ -226,14 +227,10 @@ def _from_first(value: Any) -> Any:
     return broadcast_object_list([value], from_process=0)[0]
 
 
-def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over what learns; weight decay on matrices, none on biases (MiniGPT-4, `RunnerBase.optimizer`)."""
+def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over what learns."""
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [each for each in learning if each.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [each for each in learning if each.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    return OPTIMIZERS[recipe.optimizer](learning, recipe)
 
 
 def newest_checkpoint(output: Path, clean: bool = True) -> Path | None:
