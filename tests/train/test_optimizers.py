@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from jminigpt4.checkpoint import read_projection
+from jminigpt4.train import engine
+from jminigpt4.train.engine import train
 from jminigpt4.train.optimizers import BIAS_RATE, ITERATIONS, QUINTIC, Muon, orthogonalized
 from jminigpt4.train.recipe import Recipe
 from jminigpt4.train.trainer import make_optimizer
@@ -105,6 +108,30 @@ def test_resuming_equals_going_on_bit_for_bit():
     for each in gradients(resumed, 6)[3:]:
         step(again, resumed, each)
     assert torch.equal(whole.weight, resumed.weight) and torch.equal(whole.bias, resumed.bias)
+
+
+def test_an_interrupted_run_with_muon_ends_in_the_weights_of_an_uninterrupted_one(
+    make_model, processor, captions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
+    recipe = Recipe(
+        optimizer="muon", learning_rate=0.04, weight_decay=1.0, warmup_steps=2, epochs=1, steps_per_epoch=6,
+        pictures_per_step=3,
+    )  # fmt: skip
+
+    def run(name: str, steps: int) -> torch.Tensor:
+        model = make_model()
+        output = tmp_path / name
+        train(model, captions, output, recipe, processor=processor, progress=False, max_steps=steps)
+        return read_projection(output)[:2]
+
+    whole = run("whole", 6)
+    run("parted", 3)
+    parted = run("parted", 6)
+    assert all(torch.equal(one, other) for one, other in zip(whole, parted, strict=True))
+    state = torch.load(tmp_path / "parted" / "checkpoint-6" / "optimizer.pt", weights_only=True)["state"]
+    assert sorted(state[0]) == ["momentum_buffer", "step"] and state[0]["step"] == 6
+    assert sorted(state[1]) == ["exp_avg", "exp_avg_sq", "step"]
 
 
 def test_gradients_stay_and_what_has_none_stays_as_it_is():
