@@ -43,7 +43,7 @@ def register():
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     for task in ("", "ForCausalLM", "ForImageTextToText", "ForMultimodalLM"):
         getattr(transformers, f"AutoModel{task}").register(config, model, exist_ok=True)
-    image_processors = {"pil": JMiniGPT4ImageProcessor}
+    image_processors: dict[str, type] = {"pil": JMiniGPT4ImageProcessor}
     transformers.AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
     transformers.AutoProcessor.register(config, JMiniGPT4Processor, exist_ok=True)
     config.register_for_auto_class()

@@ -21,6 +21,7 @@ except ImportError:  # Windows: no such locks; there a leftover stays until it i
 MANIFEST = "SHA256SUMS"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @contextmanager
@@ -63,26 +64,25 @@ def finished_folder(path: str | os.PathLike, replace: bool = False) -> Generator
 def finished_file(path: str | os.PathLike) -> Generator[Path]:
     """A file that appears under its name only when it is complete; what was there before gives way in that moment.
 
-    Yields the path of a temporary sibling with the same ending, to be written by whatever writes files; on success it
-    is flushed to the disk and renamed to `path`, on an error it is removed and `path` stays as it was.
+    Yields a path of the same name in a temporary folder beside it, to be written by whatever writes files; on success
+    the file is flushed to the disk and moved to `path`, on an error it is removed and `path` stays as it was.
 
     Raises:
         OSError: The folder is not there or cannot be written.
     """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=_unfinished(path), suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
+    temporary = folder / path.name
     try:
-        with _claim(temporary):
+        # The folder bears the lock: safetensors, for one, puts a new file in the place of the one it is told to write.
+        with _claim(folder):
             yield temporary
             temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unfinished(folder: str | os.PathLike, name: str = "*"):
@@ -144,6 +144,17 @@ def _rename_over(new: Path, path: Path):
         shutil.rmtree(old)
     else:
         os.replace(new, path)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of weights, features and computation that a user names.
+
+    Raises:
+        ValueError: It is not one of the three.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -210,7 +221,8 @@ def save_projection(model: torch.nn.Module, folder: str | os.PathLike, metadata:
     layer = model.model.language_projection
     path = Path(folder) / PROJECTION
     tensors = {"weight": layer.weight.detach().contiguous(), "bias": layer.bias.detach().contiguous()}
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path, metadata=metadata)
+    with finished_file(path) as temporary:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary, metadata=metadata)
     return path
 
 

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -57,11 +57,24 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object in
         typer.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
+def _quiet(verb: Callable) -> Callable:
+    """The verb with nothing on the screen but its own output and errors: see `be_quiet`."""
+
+    @functools.wraps(verb)
+    def run(*args, **kwargs):
+        from .inference.loading import be_quiet
+
+        be_quiet()
+        return verb(*args, **kwargs)
+
+    return run
+
+
 VERBS = (
-    *(chat.chat, chat.serve, chat.serve_command),
+    *(_quiet(chat.chat), _quiet(chat.serve), chat.serve_command),
     *(convert.convert, convert.verify, convert.publish),
     *(train.train, train.features, train.data),
-    evaluate.evaluate,
+    _quiet(evaluate.evaluate),
     env,
 )
 
@@ -80,13 +93,13 @@ for verb in VERBS:
 
 
 # click's UsageError; newer versions of typer bring click along under a name of their own.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def main():
     """Runs the command line. What the user can mend is said in one line, with exit status 2."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(130)
     except (ValueError, OSError, ImportError, UsageError) as error:

@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, pipeline
+from small_models import small_config
+from transformers import pipeline
 
-from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
+from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
 from jminigpt4.convert.formats import chat_template_for, prompt_format
 from jminigpt4.convert.tokenizer import prepare_tokenizer
@@ -49,28 +50,14 @@ def make_model(size: str) -> tuple[JMiniGPT4ForConditionalGeneration, JMiniGPT4P
     """Random weights, seeded: `demo` has the proportions of the embedded demo, `medium` is twenty times as large."""
     hidden, layers, heads, width = {"demo": (192, 3, 3, 64), "medium": (768, 8, 12, 256)}[size]
     tokenizer, image_token_id = prepare_tokenizer(ROOT / "tests" / "reference" / "tokenizer", vocab_size=512)
-    text = AutoConfig.for_model(
-        "gpt_neox",
-        vocab_size=513,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=1024,
-        use_parallel_residual=False,
-        bos_token_id=2,
-        eos_token_id=3,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-    )
-    vision = Blip2VisionConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=4, num_attention_heads=4, image_size=224
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=4, num_attention_heads=4, vocab_size=8
-    )
     torch.manual_seed(0)
-    config = JMiniGPT4Config(
-        vision_config=vision, qformer_config=qformer, text_config=text, image_token_id=image_token_id
+    config = small_config(
+        vision=(width, 4, 4),
+        qformer=(width, 4, 4),
+        language=(hidden, layers, heads),
+        image_token_id=image_token_id,
+        vocab_size=513,
+        max_position_embeddings=1024,
     )
     model = JMiniGPT4ForConditionalGeneration(config).eval()
     model.generation_config.update(eos_token_id=None, pad_token_id=0, do_sample=False, max_new_tokens=ANSWER_TOKENS)

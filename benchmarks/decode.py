@@ -5,7 +5,7 @@
     python benchmarks/decode.py --layers 36 --routes gguf_q8_0     all of 3.6b: some 12 GB of memory, and of disk
     python benchmarks/decode.py --answers D    besides, what each route costs in answers: checkpoint D and its samples
 
-A token needs every weight of layers and head once, so it cannot be spoken faster than memory gives them: the limit is
+A token needs every weight of layers and head once, so it cannot be decoded faster than memory gives them: the limit is
 their bytes over the best read speed measured in this run. Every route takes turns with plain bfloat16 (`eager`);
 times are CPU milliseconds of the process per token, the least of the rounds. The last line is JSON: for each route
 `ratio`, plain bfloat16's time over its own, and `of_limit`, the limit over its time. The routes of llama.cpp need
@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import Blip2QFormerConfig, Blip2VisionConfig
+from small_models import small_config
 
-from jminigpt4 import DEMO, JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from jminigpt4 import DEMO, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.fast import compiled_decoding, static_cache
 from jminigpt4.configuration_jminigpt4 import JAPANESE_GPT_NEOX_3_6B
 from jminigpt4.convert.gguf import write_gguf
 from jminigpt4.inference.llama_cpp import LlamaCppForConditionalGeneration
@@ -36,7 +35,7 @@ from jminigpt4.modeling_jminigpt4 import CACHE_NAME
 
 
 class Route(NamedTuple):
-    """A way to decode: what `load_checkpoint` is told, and the bytes of a weight in the layers and in the head."""
+    """A way to decode: arguments of `load_checkpoint`, and the bytes of a weight in the layers and in the head."""
 
     options: dict[str, Any]
     layer_bytes: float
@@ -46,11 +45,10 @@ class Route(NamedTuple):
 
 ROUTES = {
     "eager": Route({"dtype": "bfloat16"}, 2, 2),
-    "fast": Route({"dtype": "bfloat16"}, 2, 2),
     "float32": Route({"dtype": "float32"}, 4, 4),
-    "bits8": Route({"dtype": "bfloat16", "bits": 8}, 1, 2),
-    "bits4": Route({"dtype": "bfloat16", "bits": 4}, 0.5 + 4 / 64, 2),
-    "int8": Route({"int8": True}, 1, 1),
+    "int8": Route({"quantize": "int8"}, 1, 1),
+    "8bit": Route({"dtype": "bfloat16", "quantize": "8bit"}, 1, 2),
+    "nf4": Route({"dtype": "bfloat16", "quantize": "nf4"}, 0.5 + 4 / 64, 2),
     "gguf_bf16": Route({}, 2, 2, "bfloat16"),
     "gguf_q8_0": Route({}, 34 / 32, 34 / 32, "q8_0"),
 }
@@ -60,18 +58,12 @@ QUESTIONS = ("何が写っていますか?", "何色ですか?", "何の仲間�
 
 def write_random(folder: Path, layers: int):
     """Some layers of rinna/japanese-gpt-neox-3.6b and its head, behind the smallest encoder there can be."""
-    vision = Blip2VisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=8
-    )
-    text = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
+    rinnas = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        config = JMiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text)
+        config = small_config((32, 1, 2), (32, 1, 2), (32, 1, 2), image_size=28, **rinnas)
         model = JMiniGPT4ForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(default)
@@ -96,26 +88,24 @@ def load_random(folder: Path, route: Route) -> JMiniGPT4ForConditionalGeneration
     return model
 
 
-def speaker(model: JMiniGPT4ForConditionalGeneration, fast: bool) -> Callable[[int], None]:
-    """What speaks a number of tokens behind a prompt."""
+def decoder(model: JMiniGPT4ForConditionalGeneration) -> Callable[[int], None]:
+    """What generates a number of tokens behind a prompt."""
     ids = torch.arange(100, 100 + PROMPT_TOKENS)[None]
-    compiled = {"compile_config": compiled_decoding()} if fast else {}
 
-    def speak(tokens: int):
-        cache: dict[str, Any] = {CACHE_NAME: static_cache(model, 256)} if fast else {}
-        if isinstance(model, LlamaCppForConditionalGeneration):
-            cache = {CACHE_NAME: model.new_cache(256)}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache, **compiled)
+    def decode(tokens: int):
+        own_cache = isinstance(model, LlamaCppForConditionalGeneration)
+        cache: dict[str, Any] = {CACHE_NAME: model.new_cache(256)} if own_cache else {}
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache)
 
-    return speak
+    return decode
 
 
-def milliseconds(speak: Callable[[int], None]) -> float:
+def milliseconds(decode: Callable[[int], None]) -> float:
     """CPU time of one more token, the prompt and all that is paid once left out."""
     times = []
     for tokens in (FEW, MANY):
         start = time.process_time()
-        speak(tokens)
+        decode(tokens)
         times.append(time.process_time() - start)
     return (times[1] - times[0]) / (MANY - FEW) * 1000
 
@@ -124,11 +114,11 @@ def bytes_per_second() -> float:
     """The best speed at which one thread reads 400 MB from memory, of four ways to read them."""
     data = torch.ones(100_000_000)
     integers = data.view(torch.int32)
-    ways = (data.sum, data.amax, lambda: torch.dot(data, data), integers.amax)
+    reductions = (data.sum, data.amax, lambda: torch.dot(data, data), integers.amax)
     best = 0.0
-    for way in ways * 3:
+    for reduce in reductions * 3:
         start = time.process_time()
-        way()
+        reduce()
         best = max(best, data.numel() * 4 / (time.process_time() - start))
     return best
 
@@ -142,7 +132,7 @@ def weight_bytes(model: JMiniGPT4ForConditionalGeneration, route: Route) -> floa
 
 def race(folder: Path, routes: list[str], rounds: int) -> dict[str, dict[str, float]]:
     base = load_random(folder, ROUTES["eager"])
-    eager = speaker(base, fast=False)
+    eager = decoder(base)
     eager(FEW)
     speed = bytes_per_second()
     print(f"memory gives one thread {speed / 1e9:.1f} GB/s")
@@ -150,15 +140,15 @@ def race(folder: Path, routes: list[str], rounds: int) -> dict[str, dict[str, fl
     results = {}
     for route in routes:
         model = base if route == "eager" else load_random(folder, ROUTES[route])
-        speak = speaker(model, fast=route == "fast")
-        speak(MANY)  # warms up, and compiles
-        pairs = [(milliseconds(eager), milliseconds(speak)) for _ in range(rounds)]
+        decode = decoder(model)
+        decode(MANY)  # warms up
+        pairs = [(milliseconds(eager), milliseconds(decode)) for _ in range(rounds)]
         reference, own = (min(column) for column in zip(*pairs, strict=True))
         speed = max(speed, bytes_per_second())
         limit = weight_bytes(model, ROUTES[route]) / speed * 1000
         results[route] = {"ms_per_token": own, "ratio": reference / own, "of_limit": limit / own}
         print(f"{route:10}{own:10.1f}{limit:10.1f}{limit / own:10.2f}{reference / own:12.2f}")
-        del model, speak
+        del model, decode
     return results
 
 
@@ -169,9 +159,12 @@ def same_answers(folder: str, routes: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         for route in dict.fromkeys(("float32", *routes)):
             chosen = ROUTES[route]
-            if "bits" in chosen.options:  # all else in float32, so that only the quantisation is counted
+            if chosen.options.get("quantize") in (
+                "8bit",
+                "nf4",
+            ):  # all else in float32, so that only the quantisation is counted
                 chosen = chosen._replace(options={**chosen.options, "dtype": "float32"})
-            session = ChatSession(*load(folder, chosen, Path(temporary)), fast=route == "fast")
+            session = ChatSession(*load(folder, chosen, Path(temporary)))
             answers[route] = []
             for sample in samples:
                 for question in QUESTIONS:
@@ -179,8 +172,8 @@ def same_answers(folder: str, routes: list[str]) -> dict[str, float]:
                     session.undo()
     expected = answers["float32"]
     shares = {
-        route: sum(one == other for one, other in zip(said, expected, strict=True)) / len(expected)
-        for route, said in answers.items()
+        route: sum(one == other for one, other in zip(own, expected, strict=True)) / len(expected)
+        for route, own in answers.items()
     }
     print(f"\nsame answer as float32, {len(expected)} questions about {len(samples)} samples of {folder}:")
     for route, share in shares.items():

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from small_models import FIFTIETH, small_config
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Blip2QFormerConfig, Blip2VisionConfig, GPTNeoXConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
+from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.convert.formats import chat_template_for, prompt_format
+from jminigpt4.data.pictures import FilePicture
 from jminigpt4.evaluate.generation import Answerer, Generation
-from jminigpt4.evaluate.items import Item, Picture, ask
+from jminigpt4.evaluate.items import Item, ask
 
 QUESTIONS = (
     "これは何の写真ですか?",
@@ -61,32 +63,7 @@ def make_processor() -> JMiniGPT4Processor:
 
 def make_model(processor: JMiniGPT4Processor) -> JMiniGPT4ForConditionalGeneration:
     """EVA ViT-g, Q-Former and rinna's 3.6b in their proportions at a fiftieth of the size, with random weights."""
-    vision = Blip2VisionConfig(
-        hidden_size=352,
-        intermediate_size=1536,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        image_size=224,
-        patch_size=14,
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, encoder_hidden_size=352
-    )
-    text = GPTNeoXConfig(
-        vocab_size=4096,
-        hidden_size=704,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        intermediate_size=2816,
-        max_position_embeddings=2048,
-        use_parallel_residual=False,
-        bos_token_id=2,
-        eos_token_id=3,
-        pad_token_id=0,
-    )
-    config = JMiniGPT4Config(
-        vision_config=vision, qformer_config=qformer, text_config=text, image_token_id=processor.image_token_id
-    )
+    config = small_config(**FIFTIETH, image_token_id=processor.image_token_id)
     torch.manual_seed(0)
     model = JMiniGPT4ForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = None  # every answer has the same length in both ways
@@ -101,7 +78,7 @@ def make_items(folder: Path, pictures: int, questions: int) -> list[Item]:
         pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         path = folder / f"{number}.jpg"
         Image.fromarray(pixels).resize((640, 480)).save(path)
-        picture = Picture(str(path), path.read_bytes)
+        picture = FilePicture(str(path))
         for place, question in enumerate(QUESTIONS[:questions]):
             items.append(Item(f"{number}.{place}", ask(question), (picture,), (), (f"made:{number}",)))
     return items
@@ -129,8 +106,8 @@ def plain_loop(
 
 
 def batched(model: JMiniGPT4ForConditionalGeneration, processor: JMiniGPT4Processor, items: list[Item]) -> list[str]:
-    answerer = Answerer(model, processor, Generation(max_new_tokens=ANSWER_TOKENS))
-    answers = {each.id: each.answer for batch in answerer.answers(items) for each in batch}
+    answerer = Answerer(model, processor, Generation(max_new_tokens=ANSWER_TOKENS), items)
+    answers = {each.id: each.answer for batch in answerer.answers() for each in batch}
     return [answers[item.id] for item in items]
 
 

@@ -4,39 +4,53 @@
     python benchmarks/train.py                  the same, more repeats, eight questions a picture as well
     python benchmarks/train.py --true-scale     EVA ViT-g and a language model of 3.6 billion, bfloat16: 12 GB, minutes
                                                 (--pictures 1 --kinds captions: the figures of docs/training.md)
+    python benchmarks/train.py --processes 2    also: `train` by two processes, CPU time of each against one alone
     python benchmarks/train.py --count          no race: operations at both scales, counted without computing: seconds
 
 One step is forward and backward with only the projection learning. All contenders share one set of random weights and
 take turns in one process; times are CPU seconds of the process, medians over the repeats. `operations` is the same
 ratio of the floating point operations that torch counts, which no busy machine can blur. The last line is JSON:
-`ratio` is the article's time over ours, `gradient_relative_error` ours against the article's.
+`ratio` is the article's time over ours, `gradient_relative_error` ours against the article's, `processes` the CPU
+time, rows and tokens of each process.
 """
 
 import argparse
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import random
+import socket
 import statistics
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from small_models import FIFTIETH, small_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    GPTNeoXConfig,
 )
 from transformers.initialization import no_init_weights
 
-from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4 import (
+    DEMO,
+    JMiniGPT4Config,
+    JMiniGPT4ForConditionalGeneration,
+    JMiniGPT4ImageProcessor,
+    JMiniGPT4Processor,
+)
+from jminigpt4.train import Recipe, train
 from jminigpt4.train.last_layer import only_at, position_wise_parts
 from jminigpt4.train.loss import PackLoss
 from jminigpt4.train.packing import IGNORED, EncodedGroup, EncodedRow, Packer
@@ -50,33 +64,7 @@ PACK_TOKENS = 256
 
 def make_config(true_scale: bool) -> JMiniGPT4Config:
     """EVA ViT-g, Q-Former and rinna's 3.6b, or the same proportions at a fiftieth of the size."""
-    if true_scale:
-        return JMiniGPT4Config()
-    vision = Blip2VisionConfig(
-        hidden_size=352,
-        intermediate_size=1536,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        image_size=224,
-        patch_size=14,
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, encoder_hidden_size=352
-    )
-    text = GPTNeoXConfig(
-        vocab_size=4096,
-        hidden_size=704,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        intermediate_size=2816,
-        max_position_embeddings=2048,
-        use_parallel_residual=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
-    return JMiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text)
+    return JMiniGPT4Config() if true_scale else small_config(**FIFTIETH)
 
 
 def make_model(config: JMiniGPT4Config, dtype: torch.dtype) -> JMiniGPT4ForConditionalGeneration:
@@ -356,6 +344,84 @@ def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, di
     return results
 
 
+def train_share(folder: Path, steps: int, results: Any, environment: dict[str, str]):
+    """Trains as one process of those in `environment`, and puts its CPU seconds, rows and tokens into `results`. No
+    cache: pictures are encoded as they come, so that all work of a step is there to be shared."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    demo: Any = JMiniGPT4Processor.from_pretrained(DEMO)
+    image_processor = JMiniGPT4ImageProcessor(size={"height": 224, "width": 224})
+    processor = JMiniGPT4Processor(
+        image_processor, demo.tokenizer, num_query_tokens=32, chat_template=demo.chat_template
+    )
+    config: Any = make_config(true_scale=False)
+    config.text_config.vocab_size, config.image_token_id = len(demo.tokenizer), processor.image_token_id
+    model = make_model(config, torch.float32)
+    counted = {"rows": 0, "tokens": 0}
+    encoded: list[float] = []
+    learnt: list[float] = []
+
+    def count(module: Any, arguments: tuple, named: dict[str, Any]):
+        if named["inputs_embeds"].requires_grad:
+            counted["rows"] += 1  # `pack_tokens=1`: a sequence is a row
+            counted["tokens"] += named["inputs_embeds"].shape[1]
+
+    model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
+    model.model.vision_model.register_forward_pre_hook(lambda *given: encoded.append(time.process_time()))
+    weight: Any = model.model.language_projection.weight
+    weight.register_post_accumulate_grad_hook(lambda *given: learnt.append(time.process_time()))
+    recipe = Recipe(pictures_per_step=8, steps_per_epoch=steps, epochs=1, pack_tokens=1, warmup_steps=1)
+    output = folder / f"run-{environment['WORLD_SIZE']}"
+    train(model, folder / "captions.jsonl", output, recipe, processor=processor, progress=False)
+    # The first pictures are encoded to look at the loss before anything is learnt.
+    results.put((int(environment["RANK"]), {"cpu_seconds": learnt[-1] - encoded[1], **counted}))
+
+
+def share(world: int, steps: int) -> list[dict[str, float]]:
+    """CPU seconds, rows and tokens of each of `world` processes: `steps` steps of 8 pictures, 3 captions each."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
+        folder = Path(name)
+        generator = np.random.default_rng(0)
+        lines = []
+        for picture in range(8):
+            pixels = generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{picture}.png")
+            lines += [
+                {"image": f"{picture}.png", "caption": f"赤い車が{picture}台停まっています{row}"} for row in range(3)
+            ]
+        (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+        free.close()
+        results = context.Queue()
+        processes = []
+        for rank in range(world):
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            environment |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            environment |= {"CUDA_VISIBLE_DEVICES": ""}
+            processes.append(context.Process(target=train_share, args=(folder, steps, results, environment)))
+            processes[-1].start()
+        measured = dict(results.get(timeout=3600) for _ in processes)
+        for process in processes:
+            process.join()
+    return [measured[rank] for rank in range(world)]
+
+
+def compare_processes(world: int, steps: int) -> dict[str, Any]:
+    """What each of several processes spends on the same steps, as a share of what one spends alone."""
+    (alone,) = share(1, steps)
+    together = share(world, steps)
+    shares = [each["cpu_seconds"] / alone["cpu_seconds"] for each in together]
+    print(f"one process: {alone['cpu_seconds']:.2f} CPU s, {alone['rows']} rows, {alone['tokens']} tokens")
+    for rank, (each, part) in enumerate(zip(together, shares, strict=True)):
+        print(
+            f"process {rank} of {world}: {each['cpu_seconds']:.2f} CPU s ({part:.2f}), {each['rows']} rows, "
+            f"{each['tokens']} tokens"
+        )
+    return {"alone": alone, "each": together, "cpu_shares": shares}
+
+
 def report(kind: str, results: dict[str, dict[str, float]], contenders: Contenders):
     largest = max(sum(len(pack.input_ids) for pack in contenders.packs), 1)
     print(f"\n{kind}: {contenders.rows} rows, {contenders.batch['input_ids'].numel()} tokens padded, {largest} packed")
@@ -386,11 +452,14 @@ def main():
     parser.add_argument("--pictures", type=int, default=2, help="pictures in a step")
     parser.add_argument("--repeats", type=int, help="timed rounds; 0: the round that counts memory is timed")
     parser.add_argument("--kinds", nargs="+", choices=["captions", "questions"], help="what to race on")
+    parser.add_argument("--processes", type=int, help="also train with so many processes, each against one alone")
     parser.add_argument("--count", action="store_true", help="count operations at both scales and compute nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.count:
         return count(options.kinds or ["captions", "questions"], options.pictures)
+    # Before all else: autograd cannot be used in a fork of a process that has used it.
+    shared = compare_processes(options.processes, 2 if options.quick else 5) if options.processes else None
     usual = 3 if options.quick else 0 if options.true_scale else 7
     repeats = usual if options.repeats is None else options.repeats
     config = make_config(options.true_scale)
@@ -418,6 +487,8 @@ def main():
     kinds = [summary[kind] for kind in ("captions", "questions") if kind in summary]
     summary["ratio"] = math.prod(each["ratio"] for each in kinds) ** (1 / len(kinds))
     summary["gradient_relative_error"] = max(each["gradient_relative_error"] for each in kinds)
+    if shared:
+        summary["processes"] = shared
     print(json.dumps(summary))
 
 

@@ -3,7 +3,7 @@
 import importlib
 
 # Where each name lives; imported when first asked for, so that `jminigpt4 --help` does not wait for torch.
-_HOMES = {"ChatSession": "session", "Turn": "session", "Picture": "pictures", "PictureLimits": "pictures"}
+_HOMES = {"ChatSession": "session", "Turn": "session", "ShownPicture": "pictures", "PictureLimits": "pictures"}
 
 __all__ = list(_HOMES)
 

@@ -1,5 +1,6 @@
 """The verbs `chat`, `serve` and `serve-command` of the command line."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -32,20 +33,19 @@ def chat(
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Nucleus of sampling.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling.")] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host from which pictures may be fetched by address; repeatable.")
-    ] = None,
+    allow_addresses: Annotated[
+        bool, typer.Option("--allow-addresses", help="Fetch pictures that are named by http or https addresses.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; what suits by default.")] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Compiled decoding in bfloat16, for large models on a CPU; slow to start.")
-    ] = False,
-    bits: Annotated[
-        int | None, typer.Option(help="8 or 4: the language model quantised by bitsandbytes, to save memory.")
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8|8bit|nf4",
+            help="The language model in fewer bits: int8 by torch, fast on a CPU; 8bit and nf4 by "
+            "bitsandbytes, to save memory.",
+        ),
     ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="The language model in 8-bit integers of torch: fast on a CPU.")
-    ] = False,
     gguf: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The language model by llama.cpp, from this file of convert --to gguf."),
@@ -56,6 +56,9 @@ def chat(
     """Show pictures and talk about them in Japanese: one question, a conversation, a pipe of lines, or a web page."""
     from .settings import Settings
 
+    _check_port(port)
+    if temperature is not None and not math.isfinite(temperature):
+        raise ValueError(f"--temperature must be a finite number, got {temperature}.")
     model, question = model_and_question(words or [])
     options = {
         "do_sample": True if sample is None and (temperature or top_p) else sample,
@@ -73,12 +76,10 @@ def chat(
         transcript=load,
         options={name: value for name, value in options.items() if value is not None},
         seed=seed,
-        hosts=frozenset(allow_host or ()),
+        allow_addresses=allow_addresses,
         device=device,
         dtype=dtype,
-        fast=fast,
-        bits=bits,
-        int8=int8,
+        quantize=quantize,
         gguf=gguf,
     )
     if web:
@@ -114,18 +115,24 @@ def model_and_question(words: list[str]) -> tuple[str | None, str | None]:
     return None, word
 
 
+def _check_port(port: int):
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must be from 0 to 65535, got {port}.")
+
+
 def serve(
     model: Annotated[
         str | None, typer.Argument(help="A checkpoint folder, or user/name on the Hub; the demo by default.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ):
     """Start the OpenAI-compatible server of transformers (for trusted clients; see docs/serving.md)."""
     from .serving import serve_checkpoint
 
+    _check_port(port)
     serve_checkpoint(model, host=host, port=port, device=device, dtype=dtype)
 
 
@@ -139,4 +146,5 @@ def serve_command(
     """Print the command that serves MODEL with vLLM."""
     from .serving import vllm_command
 
+    _check_port(port)
     typer.echo(vllm_command(model, host=host, port=port))

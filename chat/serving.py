@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import DEMO, JMiniGPT4Processor
+from ..checkpoint import dtype_named
 from ..configuration_jminigpt4 import AUTO_MAP
-from ..inference.loading import be_quiet, checkpoint_config
+from ..inference.loading import checkpoint_config, usable_device
 from .pictures import PictureLimits, open_bytes
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ def serve_checkpoint(model: str | None, host: str, port: int, device: str, dtype
         model: A folder, or `user/name` on the Hub; the embedded demo by default.
         host, port: Where to listen.
         device: `auto`, or a torch device.
-        dtype: `auto` for the stored one, or a torch dtype's name.
+        dtype: `auto` for the stored one, or `float32`, `bfloat16` or `float16`.
 
     Raises:
-        ValueError, OSError: The model is none of Japanese MiniGPT-4, or cannot be read.
+        ValueError, OSError: The model is none of Japanese MiniGPT-4, or cannot be read; there is no such device or
+            dtype.
         ImportError: The packages that serve are not installed.
     """
     guarded_server(model, host, port, device, dtype).run()
@@ -59,8 +61,11 @@ def guarded_server(model: str | None, host: str, port: int, device: str, dtype: 
 
     if not is_serve_available():
         raise ImportError("Serving needs some packages more: pip install 'transformers[serving]'")
-    be_quiet()
     name = str(model or DEMO)
+    if device != "auto":
+        usable_device(device)
+    if dtype != "auto":
+        dtype_named(dtype)
     checkpoint_config(name)
     # The server knows the classes of transformers only; with an entry here it asks the Auto classes for ours.
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["jminigpt4"] = ARCHITECTURE

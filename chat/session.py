@@ -1,29 +1,25 @@
-"""One conversation with the model: what was said, the pictures, and the keys and values of both.
+"""One conversation with the model: its turns, the pictures, and the keys and values of both.
 
 To the model a conversation is a list of token ids that grows at its end: prompt, answer, prompt, answer. The KV cache
 holds the beginning of that list. Whatever changes it (the next question, an undone turn, another persona), the cache
 is cropped to what the old list and the new one have in common, and only the rest is computed.
 """
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache, StoppingCriteriaList
+from transformers import Cache
 
-from ..inference.llama_cpp import LlamaCppForConditionalGeneration
-from ..modeling_jminigpt4 import CACHE_NAME
+from ..inference.answer_text import AnswerText
+from ..inference.answering import AnswerGenerator, Prompt
+from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from ..processing_jminigpt4 import JMiniGPT4Processor
-from .answer import AnswerText, StopAtMark, StopOnRequest, TokenQueue
-from .fast import compiled_decoding, crop, static_cache
-from .pictures import Picture
+from .pictures import ShownPicture
+from .streaming import TokenQueue
 from .turns import Messages, Prompts, Turn, messages_of, read_messages
-
-MAX_NEW_TOKENS = 256  # where the checkpoint's generation config names no number
-DEFAULT_WINDOW = 2048  # positions llama.cpp makes room for where the language model states no context window
 
 
 class ChatSession:
@@ -36,12 +32,9 @@ class ChatSession:
         examples: Few-shot examples, turns that stand before the conversation and are never forgotten; messages in the
             format of `apply_chat_template`, with a PIL image under `"image"`.
         on_forget: Called with the oldest turns when they have to make room; by default a warning is issued.
-        fast: Whether to compile the decoding, for large language models on a CPU; see [`fast`]. The first answer waits
-            for the compiler.
 
     Raises:
-        ValueError: The language model cannot be `fast`, `examples` are no alternation of user and assistant, or the
-            chat template rewrites earlier turns.
+        ValueError: `examples` are no alternation of user and assistant, or the chat template rewrites earlier turns.
 
     Example:
 
@@ -54,12 +47,11 @@ class ChatSession:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: JMiniGPT4ForConditionalGeneration,
         processor: JMiniGPT4Processor,
         persona: str | None = None,
         examples: Sequence[dict[str, Any]] = (),
         on_forget: Callable[[list[Turn]], None] | None = None,
-        fast: bool = False,
     ):
         self.model = model
         self.processor = processor
@@ -67,23 +59,21 @@ class ChatSession:
         self.on_forget = on_forget or _warn_forgotten
         self._persona = persona or None
         self._prompts = Prompts(processor)
+        self._generator = AnswerGenerator(model, processor)
         self._query_features: dict[str, torch.Tensor] = {}
         self._cache: Cache | None = None
-        self._compile_config = compiled_decoding() if fast else None
-        if fast:
-            self._new_cache()  # to learn at once that there can be none
         self._cached: list[Hashable] = []
         self._stop = threading.Event()
-        self._speaking: threading.Thread | None = None
-        self._examples = self._prompts.follow(self._persona, [], read_messages(examples, self._see)[1])
+        self._generating: threading.Thread | None = None
+        self._examples = self._prompts.follow(self._persona, [], read_messages(examples, self._picture)[1])
 
     def ask(self, question: str, images: Sequence[Any] = (), **options: Any) -> str:
         """Asks and returns the answer.
 
         Args:
             question: Text; whatever it spells, it never becomes a control token.
-            images: Pictures shown with the question: PIL images, or anything else that `to_rgb` of the image processor
-                takes.
+            images: Pictures shown with the question: PIL images or anything else that `to_rgb` of the image processor
+                takes, or a [`ShownPicture`], which is taken as it is.
             **options: Arguments of `generate` for this answer (`do_sample`, `temperature`, `max_new_tokens`, …); by
                 default the checkpoint's generation config decides.
 
@@ -92,19 +82,19 @@ class ChatSession:
                 than the context window. The conversation is then as it was.
         """
         self.stop()
-        turns, options = self._begin(question, self._see_all(images), options)
+        turns, options = self._append(question, self._pictures(images), options)
         return self._answer(turns, options, streamer=None).answer
 
     def stream(self, question: str, images: Sequence[Any] = (), **options: Any) -> Iterator[str]:
-        """Asks and yields the answer as it is spoken, in pieces that are never taken back; see [`ask`].
+        """Asks and yields the answer as it is generated, in pieces that are never taken back; see [`ask`].
 
-        Leaving the iteration early stops the model; what was spoken until then stays in the conversation.
+        Leaving the iteration early stops the model; what was generated until then stays in the conversation.
         """
         self.stop()
-        turns, options = self._begin(question, self._see_all(images), options)
-        queue, failures = TokenQueue(self._eos_ids(options)), []
+        turns, options = self._append(question, self._pictures(images), options)
+        queue, failures = TokenQueue(self._generator.eos_ids(options)), []
 
-        def speak():
+        def generate():
             try:
                 self._answer(turns, options, queue)
             except BaseException as failure:
@@ -112,8 +102,8 @@ class ChatSession:
             finally:
                 queue.end()
 
-        self._speaking = threading.Thread(target=speak, daemon=True)
-        self._speaking.start()
+        self._generating = threading.Thread(target=generate, daemon=True)
+        self._generating.start()
         text = AnswerText(self.processor)
         try:
             yield from filter(None, map(text.push, queue))
@@ -125,11 +115,11 @@ class ChatSession:
             yield rest
 
     def stop(self):
-        """Ends the answer that is being streamed, if any, and waits until the model is silent."""
-        if (speaking := self._speaking) is not None:
+        """Ends the answer that is being streamed, if any, and waits until the model is idle."""
+        if (generating := self._generating) is not None:
             self._stop.set()
-            speaking.join()
-            self._speaking = None
+            generating.join()
+            self._generating = None
         self._stop.clear()
 
     def ask_many(self, images: Any, questions: Sequence[str], **options: Any) -> list[str]:
@@ -137,7 +127,7 @@ class ChatSession:
         conversation, which stays as it is.
 
         What the prompts have in common, the picture above all, is computed once and its keys and values are shared;
-        the answers are spoken in one batch.
+        all are answered in one batch.
 
         Args:
             images: One picture or a list of them, as in [`ask`].
@@ -152,20 +142,23 @@ class ChatSession:
             ValueError: As [`ask`].
         """
         self.stop()
-        pictures = self._see_all(images if isinstance(images, list | tuple) else [images])
-        begun = [self._begin(question, pictures, options, tell=False) for question in questions]
-        if not begun:
+        if not questions:
             raise ValueError("Ask at least one question.")
-        # The longest question decides how many of the oldest turns make room, and how long the answers may be.
-        kept = min((turns[:-1] for turns, _ in begun), key=len)
-        options = min((options for _, options in begun), key=lambda options: options["max_new_tokens"])
-        asked = [self._follow(kept, [Turn(question, pictures)])[0] for question in questions]
-        spoken = self._speak_many([self._ids([*kept, turn]) for turn in asked], [*kept, asked[0]], options)
-        return [self._read(token_ids).text for token_ids in spoken]
+        pictures = self._pictures(images if isinstance(images, list | tuple) else [images])
+        appended = [self._append(question, pictures, options, announce=False)[0] for question in questions]
+        # The longest question decides how many of the oldest turns make room.
+        fewest = min(map(len, appended))
+        appended = [turns if len(turns) == fewest else self._follow([], turns[-fewest:]) for turns in appended]
+        pictures = self._all_pictures(appended[0])
+        self._encode(pictures)
+        keys = tuple(picture.sha256 for picture in pictures)
+        prompts = [Prompt(self._ids(turns), keys) for turns in appended]
+        return [answer.text for answer in self._generator.answers(prompts, self._query_features, **options)]
 
     @property
     def persona(self) -> str | None:
-        """System text before the conversation. Setting it renders every prompt anew; the answers stay as spoken."""
+        """System text before the conversation. Setting it renders every prompt anew; answers keep their
+        tokens."""
         return self._persona
 
     @persona.setter
@@ -181,7 +174,7 @@ class ChatSession:
         """Takes the last turn back and returns it.
 
         Raises:
-            ValueError: Nothing has been said yet.
+            ValueError: There is no turn yet.
         """
         self.stop()
         if not self.turns:
@@ -220,11 +213,11 @@ class ChatSession:
         Raises:
             ValueError: They are no alternation of user and assistant; the conversation is then as it was.
         """
-        persona, turns = read_messages(messages, self._see)
+        persona, turns = read_messages(messages, self._picture)
         self._rewrite(persona, turns)
 
     def token_ids(self) -> list[int]:
-        """Everything the model has read and said, examples included, image tokens and all."""
+        """Everything the model has read and generated, examples included, image tokens and all."""
         return self._ids(self.turns)
 
     def _rewrite(self, persona: str | None, turns: Sequence[Turn]):
@@ -237,18 +230,16 @@ class ChatSession:
         return self._prompts.follow(self._persona, [*self._examples, *before], turns)
 
     def _ids(self, turns: list[Turn]) -> list[int]:
-        told = [*self._examples, *turns]
-        return [token for turn in told for token in turn.prompt_ids + (turn.answer_ids or [])]
+        return [token for turn in [*self._examples, *turns] for token in turn.prompt_ids + (turn.answer_ids or [])]
 
-    def _begin(
-        self, question: str, pictures: list[Picture], options: dict[str, Any], tell: bool = True
+    def _append(
+        self, question: str, pictures: list[ShownPicture], options: dict[str, Any], announce: bool = True
     ) -> tuple[list[Turn], dict[str, Any]]:
         """The turns with the new one at their end, oldest ones left out until all fits the context window; and the
         options, `max_new_tokens` cut to what there is room for."""
         if not question.strip() and not pictures:
             raise ValueError("Ask something, or show a picture.")
-        wanted = options.get("max_new_tokens") or self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-        window = self._window() or float("inf")
+        wanted, window = self._generator.max_new_tokens(0, options), self._generator.window
         turns = [*self.turns, *self._follow(self.turns, [Turn(question, pictures)])]
         while len(self._ids(turns)) + wanted > window and len(turns) > 1:
             turns = self._follow([], turns[1:])
@@ -259,83 +250,58 @@ class ChatSession:
                 f"but the context window of this model has {window}: ask shorter, or show fewer pictures."
             )
         forgotten = self.turns[: len(self.turns) + 1 - len(turns)]
-        if forgotten and tell:
+        if forgotten and announce:
             self.on_forget(forgotten)
-        return turns, {**options, "max_new_tokens": int(min(wanted, window - length))}
+        return turns, {**options, "max_new_tokens": self._generator.max_new_tokens(length, options)}
 
     def _answer(self, turns: list[Turn], options: dict[str, Any], streamer: TokenQueue | None) -> Turn:
-        """Speaks the answer to the last of `turns`, which then are the conversation."""
-        text = self._read(self._speak(turns, options, streamer))
-        turns[-1].answer, turns[-1].answer_ids = text.text, text.token_ids
+        """Generates the answer to the last of `turns`, which then are the conversation."""
+        answer = self._generator.read(self._generate(turns, options, streamer), options)
+        turns[-1].answer, turns[-1].answer_ids = answer.text, answer.token_ids
         self.turns = turns
         return turns[-1]
 
-    def _read(self, token_ids: list[int]) -> AnswerText:
-        text = AnswerText(self.processor)
-        for token_id in token_ids:
-            text.push(token_id)
-        text.finish()
-        return text
+    def _picture(self, image: Any, name: str = "picture") -> ShownPicture:
+        if isinstance(image, ShownPicture):
+            return image
+        return ShownPicture(self.processor.image_processor.to_rgb(image, name))
 
-    def _see(self, image: Any, name: str = "picture") -> Picture:
-        return image if isinstance(image, Picture) else Picture(self.processor.image_processor.to_rgb(image, name))
+    def _pictures(self, images: Sequence[Any]) -> list[ShownPicture]:
+        return [self._picture(image, f"picture {number}") for number, image in enumerate(images, 1)]
 
-    def _see_all(self, images: Sequence[Any]) -> list[Picture]:
-        return [self._see(image, f"picture {number}") for number, image in enumerate(images, 1)]
-
-    @torch.no_grad()
-    def _features(self, pictures: list[Picture]) -> torch.Tensor:
-        """Query features, `(len(pictures), num_query_tokens, qformer_hidden_size)`; each picture is encoded once."""
+    def _encode(self, pictures: list[ShownPicture]) -> list[torch.Tensor]:
+        """Query features of the pictures; each picture is encoded once in a conversation."""
         for picture in pictures:
             if picture.sha256 not in self._query_features:
-                weight = next(self.model.model.vision_model.parameters())
-                pixel_values = self.processor.image_processor(images=[picture.image], return_tensors="pt").pixel_values
-                features = self.model.get_query_features(pixel_values.to(weight.device, weight.dtype))[0]
-                self._query_features[picture.sha256] = features
-        return torch.stack([self._query_features[picture.sha256] for picture in pictures])
+                pixel_values = self._generator.pixel_values([picture.image])
+                self._query_features[picture.sha256] = self._generator.query_features(pixel_values)[0]
+        return [self._query_features[picture.sha256] for picture in pictures]
 
-    def _shown(self, turns: list[Turn], token_ids: list[int]) -> list[Picture]:
-        """Those of the pictures whose image tokens are in `token_ids`, an end of the conversation."""
-        pictures = [picture for turn in (*self._examples, *turns) for picture in turn.pictures]
-        count = token_ids.count(self.processor.image_token_id) // self.processor.num_query_tokens
-        return pictures[len(pictures) - count :]
+    def _all_pictures(self, turns: list[Turn]) -> list[ShownPicture]:
+        return [picture for turn in (*self._examples, *turns) for picture in turn.pictures]
 
-    def _identities(self, turns: list[Turn], token_ids: list[int]) -> list[Hashable]:
-        """What the keys and values of each position depend on: its token, or at image tokens the picture's hash."""
-        image_token_id, per_picture = self.processor.image_token_id, self.processor.num_query_tokens
-        hashes = (picture.sha256 for picture in self._shown(turns, token_ids) for _ in range(per_picture))
-        return [next(hashes) if token == image_token_id else token for token in token_ids]
-
-    def _speak(self, turns: list[Turn], options: dict[str, Any], streamer: TokenQueue | None) -> list[int]:
-        """Tokens of the answer to the last of `turns`."""
-        token_ids = self._ids(turns)
-        if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
-            # Beams reorder the cache: it could not be kept. What is said is known when the best beam is.
+    def _generate(self, turns: list[Turn], options: dict[str, Any], streamer: TokenQueue | None) -> list[int]:
+        """New tokens behind the last of `turns`, as `generate` gives them."""
+        token_ids, pictures = self._ids(turns), self._all_pictures(turns)
+        if self._generator.searches_with_beams(options):
+            # Beams reorder the cache: it could not be kept. The answer is known when the best beam is.
             turns[-1].prefilled_tokens = len(token_ids)
-            inputs = self._inputs([token_ids], self._shown(turns, token_ids))
-            spoken = self._until_eos(self._generate(inputs, options, None, None)[0], options)
+            generated = self._generator.new_tokens([token_ids], self._encode(pictures), options)[0]
             if streamer is not None:
-                streamer.put_all(spoken)
-            return spoken
-        identities = self._identities(turns, token_ids)
+                streamer.put_all(self._generator.before_end(generated, options))
+            return generated
+        # What the keys and values of each position depend on: its token, or at image tokens the picture.
+        image_token_id, per_picture = self.processor.image_token_id, self.processor.num_query_tokens
+        hashes = (picture.sha256 for picture in pictures for _ in range(per_picture))
+        identities: list[Hashable] = [next(hashes) if token == image_token_id else token for token in token_ids]
         cache, common = self._cropped(identities)
         turns[-1].prefilled_tokens = len(token_ids) - common
-        inputs = self._inputs([token_ids], self._shown(turns, token_ids[common:]))
-        generated = self._generate(inputs, options, cache, streamer)[0].tolist()
+        behind = pictures[token_ids[:common].count(image_token_id) // per_picture :]
+        generated = self._generator.new_tokens(
+            [token_ids], self._encode(behind), options, cache, streamer=streamer, stop=self._stop
+        )[0]
         self._cache, self._cached = cache, [*identities, *generated][: int(cache.get_seq_length())]
-        return self._until_eos(generated, options)
-
-    def _new_cache(self) -> Cache:
-        if isinstance(self.model, LlamaCppForConditionalGeneration):
-            return self.model.new_cache(self._window() or DEFAULT_WINDOW)
-        if self._compile_config is None:
-            return DynamicCache()
-        if (window := self._window()) is None:
-            raise ValueError("This language model states no context window; fast answers need one.")
-        return static_cache(self.model, window)
-
-    def _window(self) -> int | None:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return generated
 
     def _cropped(self, identities: list[Hashable]) -> tuple[Cache, int]:
         """The cache, cropped to what it has in common with `identities`, and its length: at least one position short
@@ -344,78 +310,10 @@ class ChatSession:
         cache, self._cache = self._cache, None
         common = _length_in_common(self._cached, identities[:-1]) if cache is not None else 0
         if cache is None or common == 0:
-            return self._new_cache(), 0
-        excess = int(cache.get_seq_length()) - common
-        if isinstance(cache, StaticCache):
-            crop(cache, excess)
-        elif excess:
+            return self._generator.new_cache(), 0
+        if excess := int(cache.get_seq_length()) - common:
             cache.crop(-excess)
         return cache, common
-
-    @torch.no_grad()
-    def _speak_many(self, rows: list[list[int]], turns: list[Turn], options: dict[str, Any]) -> list[list[int]]:
-        """Tokens of the answers to prompts that differ in their last turn's text only."""
-        common = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)
-        behind = self._shown(turns, rows[0][common:])
-        shown = self._shown(turns, rows[0])
-        cache = DynamicCache()
-        if isinstance(self.model, LlamaCppForConditionalGeneration):
-            own = sum(len(row) - common + options["max_new_tokens"] for row in rows)
-            cache = self.model.new_cache(common + own, len(rows))
-        if common:
-            prefix = self._inputs([rows[0][:common]], shown[: len(shown) - len(behind)])
-            self.model(**prefix, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(rows))
-        generated = self._generate(self._inputs(rows, behind * len(rows), common), options, cache, None)
-        return [self._until_eos(row.tolist(), options) for row in generated]
-
-    def _inputs(self, rows: list[list[int]], pictures: list[Picture], common: int = 0) -> dict[str, torch.Tensor]:
-        """Model inputs of prompts that have their first `common` tokens in common. Shorter ones are padded right
-        behind those, so that all end at the same position."""
-        width = max(map(len, rows))
-        pad = self.processor.tokenizer.pad_token_id or 0
-        padded = [row[:common] + [pad] * (width - len(row)) + row[common:] for row in rows]
-        mask = [[1] * common + [0] * (width - len(row)) + [1] * (len(row) - common) for row in rows]
-        inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        if pictures:
-            inputs["query_features"] = self._features(pictures)
-        return inputs
-
-    def _generate(
-        self,
-        inputs: dict[str, torch.Tensor],
-        options: dict[str, Any],
-        cache: Cache | None,
-        streamer: TokenQueue | None,
-    ) -> torch.LongTensor:
-        """New tokens, `(rows, new_length)`."""
-        length = inputs["input_ids"].shape[1]
-        criteria = StoppingCriteriaList([StopOnRequest(self._stop)])
-        if self.processor.stop_strings:
-            criteria.append(StopAtMark(self.processor, length))
-        if self.model.generation_config.pad_token_id is None:
-            options = {"pad_token_id": self.processor.tokenizer.pad_token_id, **options}
-        if isinstance(cache, StaticCache):
-            options = {"compile_config": self._compile_config, **options}
-        output = self.model.generate(
-            **inputs,
-            **{CACHE_NAME: cache},
-            streamer=streamer,
-            stopping_criteria=criteria,
-            tokenizer=self.processor.tokenizer,
-            **options,
-        )
-        return output[:, length:]
-
-    def _eos_ids(self, options: dict[str, Any]) -> set[int]:
-        eos = options.get("eos_token_id", self.model.generation_config.eos_token_id)
-        return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
-
-    def _until_eos(self, token_ids: Sequence[int] | torch.Tensor, options: dict[str, Any]) -> list[int]:
-        token_ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else list(token_ids)
-        eos = self._eos_ids(options)
-        return token_ids[: next((i for i, token in enumerate(token_ids) if token in eos), len(token_ids))]
 
 
 def _length_in_common(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:

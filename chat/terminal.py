@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .pictures import ShownPicture
 from .session import ChatSession
 from .settings import Settings
 from .transcript import load_transcript, save_transcript
@@ -35,12 +36,12 @@ def run(settings: Settings):
             the conversation goes on.
     """
     interactive = settings.question is None and sys.stdin.isatty()
-    conversation = Conversation(settings.open_session(_tell_forgotten), settings)
+    conversation = Conversation(settings.open_session(_print_forgotten), settings)
     conversation.show(settings.images)
     if settings.question is not None:
         conversation.answer(settings.question)
     elif interactive:
-        _talk(conversation)
+        _converse(conversation)
     else:
         for line in sys.stdin:
             if line.strip() and not conversation.take(line.rstrip("\n")):
@@ -48,7 +49,7 @@ def run(settings: Settings):
 
 
 class Conversation:
-    """Lines that a person types, questions and commands, as deeds on a session.
+    """Lines that a person types, questions and commands, carried out on a session.
 
     Args:
         session: The conversation.
@@ -58,19 +59,19 @@ class Conversation:
     def __init__(self, session: ChatSession, settings: Settings):
         self.session = session
         self.settings = settings
-        self._shown: list[Image.Image] = []
+        self._pictures: list[ShownPicture] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/image": lambda rest: self.show(_words(rest)),
-            "/undo": lambda _: _tell(f"undone: {self.session.undo().question}"),
+            "/undo": lambda _: _print_note(f"undone: {self.session.undo().question}"),
             "/reset": lambda _: self._reset(),
-            "/save": lambda rest: _tell(f"saved: {save_transcript(self.session, _file(rest))}"),
+            "/save": lambda rest: _print_note(f"saved: {save_transcript(self.session, _file(rest))}"),
             "/load": lambda rest: self._load(_file(rest)),
-            "/persona": lambda rest: self._become(rest),
-            "/help": lambda _: _tell(HELP),
+            "/persona": lambda rest: self._set_persona(rest),
+            "/help": lambda _: _print_note(HELP),
         }
 
     def take(self, line: str) -> bool:
-        """Does what a line says; `False` when it says to leave.
+        """Answers a question or carries out a command; `False` for the command to leave.
 
         Raises:
             ValueError, OSError: It cannot be done; the conversation is as it was.
@@ -87,41 +88,42 @@ class Conversation:
         return True
 
     def show(self, names: list[str]):
-        """Opens pictures for the next question."""
+        """Opens and decodes pictures for the next question."""
         processor = self.session.processor.image_processor
-        pictures = [processor.to_rgb(self.settings.open_picture(name, processor.max_pixels), name) for name in names]
-        self._shown += pictures
+        opened = [(self.settings.open_picture(name, processor.max_pixels), name) for name in names]
+        pictures = [ShownPicture(processor.to_rgb(picture, name)) for picture, name in opened]
+        self._pictures += pictures
         if sys.stdin.isatty() and sys.stdout.isatty() and not self.settings.as_json and self.settings.question is None:
             for picture in pictures:
-                _tell(preview(picture))
+                _print_note(preview(picture.image))
 
     def answer(self, question: str):
-        """Asks with the pictures shown since the last question, and prints the answer as it is spoken."""
+        """Asks with the pictures shown since the last question, and prints the answer as it is generated."""
         if self.settings.as_json:
-            self.session.ask(question, self._shown, **self.settings.options)
+            self.session.ask(question, self._pictures, **self.settings.options)
             print(json.dumps(_facts(self.session.turns[-1]), ensure_ascii=False), flush=True)
         else:
             try:
-                for piece in self.session.stream(question, self._shown, **self.settings.options):
+                for piece in self.session.stream(question, self._pictures, **self.settings.options):
                     print(piece, end="", flush=True)
             finally:
                 print(flush=True)
-        self._shown = []
+        self._pictures = []
 
     def _reset(self):
         self.session.reset()
-        self._shown = []
-        _tell("forgotten")
+        self._pictures = []
+        _print_note("forgotten")
 
     def _load(self, path: Path):
         load_transcript(self.session, path)
-        self._shown = []
+        self._pictures = []
         for turn in self.session.turns:
-            _tell(f"> {turn.question}\n{turn.answer}")
+            _print_note(f"> {turn.question}\n{turn.answer}")
 
-    def _become(self, persona: str):
+    def _set_persona(self, persona: str):
         self.session.persona = persona or None
-        _tell(f"persona: {persona or 'none'}")
+        _print_note(f"persona: {persona or 'none'}")
 
 
 def preview(picture: Image.Image, columns: int = 32) -> str:
@@ -141,24 +143,24 @@ def preview(picture: Image.Image, columns: int = 32) -> str:
     return "\n".join(lines)
 
 
-def _talk(conversation: Conversation):
+def _converse(conversation: Conversation):
     read = _line_reader()
-    _tell(GREETING)
+    _print_note(GREETING)
     while True:
         try:
             line = read("> ")
         except EOFError:
             return
         except KeyboardInterrupt:
-            _tell("/exit leaves.")
+            _print_note("/exit leaves.")
             continue
         try:
             if not conversation.take(line):
                 return
         except KeyboardInterrupt:
-            _tell("(stopped)")
+            _print_note("(stopped)")
         except (ValueError, OSError) as error:
-            _tell(" ".join(str(error).split()))
+            _print_note(" ".join(str(error).split()))
 
 
 def _line_reader() -> Callable[[str], str]:
@@ -204,9 +206,9 @@ def _facts(turn: Turn) -> dict:
     }
 
 
-def _tell_forgotten(turns: list[Turn]):
-    _tell(f"(context window full: the oldest {len(turns)} turns are forgotten  古い会話を忘れました)")
+def _print_forgotten(turns: list[Turn]):
+    _print_note(f"(context window full: the oldest {len(turns)} turns are forgotten  古い会話を忘れました)")
 
 
-def _tell(text: str):
+def _print_note(text: str):
     print(text, file=sys.stderr, flush=True)

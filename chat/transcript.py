@@ -1,14 +1,13 @@
 """Conversations on disk: a JSON file of messages, and beside it the pictures by their hash."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .pictures import Picture, PictureLimits, open_file
+from ..checkpoint import finished_file
+from .pictures import PictureLimits, ShownPicture, open_file
 from .session import ChatSession
 
 
@@ -34,11 +33,13 @@ def save_transcript(session: ChatSession, path: str | Path) -> Path:
                 part["sha256"] = next(hashes)
                 image = part.pop("image")
                 folder.mkdir(parents=True, exist_ok=True)
-                if not (folder / f"{part['sha256']}.png").exists():
-                    _write(folder / f"{part['sha256']}.png", lambda file, image=image: image.save(file, "PNG"))
+                if not (file := folder / f"{part['sha256']}.png").exists():
+                    with finished_file(file) as unfinished:
+                        image.save(unfinished, "PNG")
     text = json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda file: file.write(text.encode()))
+    with finished_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     return path
 
 
@@ -74,12 +75,12 @@ def _folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.pictures")
 
 
-def _picture(folder: Path, sha256: Any) -> Picture:
+def _picture(folder: Path, sha256: Any) -> ShownPicture:
     # The name comes from a file that anyone may have written: it must not lead anywhere else.
     if not (isinstance(sha256, str) and len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")):
         raise ValueError(f"The transcript names a picture {str(sha256)[:80]!r}, which is no SHA-256.")
     image = open_file(folder / f"{sha256}.png", PictureLimits(max_bytes=200_000_000, max_pixels=50_000_000))
-    picture = Picture(_rgb(image, folder / f"{sha256}.png"))
+    picture = ShownPicture(_rgb(image, folder / f"{sha256}.png"))
     if picture.sha256 != sha256:
         raise ValueError(f"{sha256}.png in {folder} is not the picture that the transcript was made with.")
     return picture
@@ -90,19 +91,3 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         return image.convert("RGB")
     except Exception:
         raise ValueError(f"{path} is damaged: it cannot be decoded.") from None
-
-
-def _write(path: Path, write):
-    """Writes beside `path` and renames: there is never half a file under its name."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(descriptor)
-        os.umask(umask := os.umask(0))
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..processing_jminigpt4 import JMiniGPT4Processor
-from .pictures import Picture
+from .pictures import ShownPicture
 
 Messages = list[dict[str, Any]]
 
@@ -17,14 +17,15 @@ class Turn:
     Args:
         question: What the user wrote.
         pictures: What the user showed with it.
-        answer: What the model said, as a person reads it.
+        answer: The model's answer, as a person reads it.
         prompt_ids: Tokens between the answer before and this one, image tokens included.
-        answer_ids: Tokens that the model spoke, without the end-of-sequence token; `None` when it has not spoken.
+        answer_ids: The tokens of the answer as generated, without the end-of-sequence token; `None` where there is no
+            answer, or its text alone is known.
         prefilled_tokens: How many prompt positions had to be computed; the others were in the KV cache.
     """
 
     question: str
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[ShownPicture] = field(default_factory=list)
     answer: str = ""
     prompt_ids: list[int] = field(default_factory=list)
     answer_ids: list[int] | None = None
@@ -45,12 +46,14 @@ def messages_of(persona: str | None, turns: Sequence[Turn]) -> Messages:
     return system + [message for turn in turns for message in turn.messages()]
 
 
-def read_messages(messages: Sequence[dict[str, Any]], see: Callable[[Any], Picture]) -> tuple[str | None, list[Turn]]:
+def read_messages(
+    messages: Sequence[dict[str, Any]], as_picture: Callable[[Any], ShownPicture]
+) -> tuple[str | None, list[Turn]]:
     """The reverse of [`messages_of`].
 
     Args:
         messages: A system message or none, then user and assistant in alternation; content as text or as parts.
-        see: What makes a `Picture` of what stands under `"image"`.
+        as_picture: What makes a `ShownPicture` of what stands under `"image"`.
 
     Raises:
         ValueError: Another order, an unknown part, or a question without an answer at the end.
@@ -64,7 +67,7 @@ def read_messages(messages: Sequence[dict[str, Any]], see: Callable[[Any], Pictu
         if message.get("role") != expected:
             raise ValueError(f"Message {number} is by {message.get('role')!r}, expected {expected!r}.")
         if expected == "user":
-            pictures = [see(part["image"]) for part in _parts(message, number) if part["type"] == "image"]
+            pictures = [as_picture(part["image"]) for part in _parts(message, number) if part["type"] == "image"]
             turns.append(Turn(_text(message, number), pictures))
         else:
             turns[-1].answer = _text(message, number)
@@ -90,11 +93,12 @@ def _text(message: dict[str, Any], number: int) -> str:
 
 
 class Prompts:
-    """Token ids of prompts, each tokenised by itself as the model meets it when it generates: a prompt is the
-    difference of two renderings of the chat template, and what the model spoke stands between them untouched.
+    """Token ids of a conversation, segment by segment, each tokenised by itself as the model meets it when it
+    generates: a prompt is the difference of two renderings of the chat template, and generated answers stand between
+    prompts with the tokens they were generated with.
 
     Args:
-        processor: Its chat template renders, its tokenizer tokenises.
+        processor: Renders and tokenises segments.
 
     Raises:
         ValueError: The template rewrites earlier turns when a conversation goes on.
@@ -104,48 +108,33 @@ class Prompts:
         self._processor = processor
         # What the format writes behind an answer, before anything follows (`###` of MiniGPT-4's, mostly nothing). The
         # model's own answer ends before it, so the next prompt begins with it.
-        turn = Turn("?", answer="!")
-        self._closing = self._answer([], turn).partition("!")[2]
+        self._closing = self._render_answer([], Turn("?", answer="!")).partition("!")[2]
 
     def follow(self, persona: str | None, before: Sequence[Turn], turns: Sequence[Turn]) -> list[Turn]:
-        """Copies of `turns` as they stand behind `before`: prompts rendered for that place, answers as spoken, or
-        tokenised where the model never spoke them."""
-        told: list[Turn] = []
+        """Copies of `turns` as they stand behind `before`: prompts rendered for that place, answers as generated, or
+        tokenised where only their text is known."""
+        placed: list[Turn] = []
         for turn in turns:
-            said = messages_of(persona, [*before, *told])
-            told.append(Turn(turn.question, turn.pictures, turn.answer, answer_ids=turn.answer_ids))
-            told[-1].prompt_ids = self._prompt_ids(said, turn)
+            earlier = messages_of(persona, [*before, *placed])
+            placed.append(Turn(turn.question, turn.pictures, turn.answer, answer_ids=turn.answer_ids))
+            placed[-1].prompt_ids = self._prompt_ids(earlier, turn)
             if turn.answer and turn.answer_ids is None:
-                told[-1].answer_ids = self._tokenize(self._answer(said, turn).removesuffix(self._closing))
-        return told
+                answer = self._render_answer(earlier, turn).removesuffix(self._closing)
+                placed[-1].answer_ids = self._processor.tokenize_segment(answer)
+        return placed
 
-    def _prompt_ids(self, said: Messages, turn: Turn) -> list[int]:
-        text = self._render([*said, turn.messages()[0]], add_generation_prompt=True)
-        if said and said[-1]["role"] == "assistant":
-            text = self._closing + _continuation(self._render(said), text)
-        token_ids = self._tokenize(text)
+    def _prompt_ids(self, earlier: Messages, turn: Turn) -> list[int]:
+        messages, before, closing = [*earlier, turn.messages()[0]], "", ""
+        if earlier and earlier[-1]["role"] == "assistant":
+            before, closing = self._processor.render_segment(earlier), self._closing
+        text = closing + self._processor.render_segment(messages, before, add_generation_prompt=True)
+        token_ids = self._processor.tokenize_segment(text)
         found = token_ids.count(self._processor.image_token_id)
         if found != len(turn.pictures) * self._processor.num_query_tokens:
             raise ValueError(f"The chat template wrote {found} image tokens for {len(turn.pictures)} pictures.")
         return token_ids
 
-    def _answer(self, said: Messages, turn: Turn) -> str:
-        asked, answered = turn.messages()
-        prompt = self._render([*said, asked], add_generation_prompt=True)
-        return _continuation(prompt, self._render([*said, asked, answered]))
-
-    def _render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
-        return self._processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
-
-    def _tokenize(self, text: str) -> list[int]:
-        image_token = self._processor.image_token
-        expanded = text.replace(image_token, image_token * self._processor.num_query_tokens)
-        return self._processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
-
-
-def _continuation(beginning: str, text: str) -> str:
-    if not text.startswith(beginning):
-        raise ValueError(
-            "The chat template rewrites earlier turns when a conversation goes on; a conversation needs it not to."
-        )
-    return text[len(beginning) :]
+    def _render_answer(self, earlier: Messages, turn: Turn) -> str:
+        question, answer = turn.messages()
+        prompt = self._processor.render_segment([*earlier, question], add_generation_prompt=True)
+        return self._processor.render_segment([*earlier, question, answer], prompt)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .. import DEMO
+from ..inference.answering import MAX_NEW_TOKENS
 from .pictures import PictureLimits, open_bytes
-from .session import MAX_NEW_TOKENS, ChatSession
+from .session import ChatSession
 from .settings import Settings
 from .turns import Turn
 
@@ -41,7 +42,7 @@ TEXTS = {
     },
 }
 # The button behind a picture's download link would send the picture to a site on the Internet. A picture shown is to
-# leave room for what is said about it.
+# leave room for the text about it.
 STYLE = """
 .download-link + button { display: none; }
 [data-testid="user"] .image-frame img { max-height: 10rem; width: auto; }
@@ -92,7 +93,7 @@ class Visitors:
         return len(self._present)
 
     def leave(self, tab: str):
-        """Stops what is being said to a visitor and drops the conversation."""
+        """Stops the answer to a visitor and drops the conversation."""
         visitor = self._present.pop(tab, None)
         if visitor is not None:
             visitor.session.stop()
@@ -104,7 +105,7 @@ def build_page(
     """The page, not yet served, and the visitors that it will have.
 
     Args:
-        session: Gives model, processor, persona and examples to the sessions of all visitors; it is not talked to.
+        session: Gives model, processor, persona and examples to the sessions of all visitors; nobody asks it anything.
         settings: Its `options` are the sampling settings that the page starts with.
         limits: What uploads are refused. The page opens uploads only: no path and no address, whatever a request says.
 
@@ -117,9 +118,7 @@ def build_page(
         raise ImportError("The web page needs gradio: pip install 'jminigpt4[chat]'") from None
 
     limits = limits or PictureLimits()
-    visitors = Visitors(
-        lambda: ChatSession(session.model, session.processor, session.persona, session.examples, fast=settings.fast)
-    )
+    visitors = Visitors(lambda: ChatSession(session.model, session.processor, session.persona, session.examples))
 
     def answer(
         message: dict[str, Any],
@@ -177,7 +176,7 @@ def build_page(
         delete_cache=(600, 7200),
     )
     with page:
-        page.textbox.stop(tell_withdrawn, [page.chatbot], None, api_visibility="private")
+        page.textbox.stop(notify_withdrawn, [page.chatbot], None, api_visibility="private")
     page.unload(leave)
     for block in page.blocks.values():
         _refuse_addresses(block)
@@ -250,12 +249,12 @@ def uploads(files: list[str | dict[str, Any]], limits: PictureLimits) -> list[Im
     return pictures
 
 
-def follow_page(visitor: Visitor, history: list[dict[str, Any]], tell: Callable[[str], Any]):
+def follow_page(visitor: Visitor, history: list[dict[str, Any]], notify: Callable[[str], Any]):
     """Takes back what the page no longer shows: undo, retry, an edited question and clear all end here."""
 
     def forget(turns: list[Turn]):
         visitor.forgotten += len(turns)
-        tell(FORGOTTEN)
+        notify(FORGOTTEN)
 
     visitor.session.stop()
     visitor.session.on_forget = forget
@@ -263,7 +262,7 @@ def follow_page(visitor: Visitor, history: list[dict[str, Any]], tell: Callable[
     visitor.forgotten = min(visitor.forgotten, answered)
     kept = answered - visitor.forgotten
     if kept > len(visitor.session.turns):
-        tell(EVICTED)
+        notify(EVICTED)
         visitor.forgotten = answered
         kept = 0
     visitor.files = {place: files for place, files in visitor.files.items() if place < len(history)}
@@ -271,7 +270,7 @@ def follow_page(visitor: Visitor, history: list[dict[str, Any]], tell: Callable[
         visitor.session.undo()
 
 
-def tell_withdrawn(shown: list[dict[str, Any]]):
+def notify_withdrawn(shown: list[dict[str, Any]]):
     """Tells a visitor who stopped before the first word that the question, though shown, is not in the conversation.
 
     Args:

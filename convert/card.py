@@ -7,12 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .sources import CONVERSION
-
-SCORES = "scores.json"
-# `jminigpt4 train` gives a trained projection a file of its own.
-TRAINED_PROJECTION = "model-projection.safetensors"
-FRESH_PROJECTION = "The projection is freshly initialised"
+from ..checkpoint import SCORES
+from .account import Account
 
 # A folder of several parts may do what the least permissive of them allows.
 STRICTNESS = ["apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"]
@@ -159,21 +155,16 @@ def _results(scores: list[dict[str, Any]]) -> list[EvalResult]:
 
 
 def write_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = ()) -> Path:
-    """Writes `README.md` for a folder of ours, from its `conversion.json` and `scores.json`, and returns its path.
+    """Writes `README.md` for a checkpoint folder, from its `conversion.json` and `scores.json`, and returns its path.
 
     Args:
         repo: Hub id for the usage code; by default the folder's own files are meant (`"."`).
         datasets: What the projection was trained on, as Hub ids, next to those the sources name.
     """
-    account_file = folder / CONVERSION
-    account = json.loads(account_file.read_text(encoding="utf-8")) if account_file.is_file() else {}
-    sources = account.get("sources", {})
-    notes = account.get("notes", [])
-    if (folder / TRAINED_PROJECTION).is_file():
-        # The account tells of the day the folder was made; since then the projection was trained.
-        sources = {part: source for part, source in sources.items() if part != "projection"}
-        notes = [note for note in notes if not note.startswith(FRESH_PROJECTION)]
-        notes.append("The projection was trained with `jminigpt4 train`.")
+    account = Account.read(folder)
+    sources = dict(account.sources)
+    if account.trained_since(folder):  # where an earlier one came from says nothing of it
+        sources.pop("projection", None)
     title = repo.split("/")[-1] if repo else "Japanese MiniGPT-4"
     scores = read_scores(folder)
     data = ModelCardData(
@@ -182,7 +173,7 @@ def write_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = 
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         base_model=list(dict.fromkeys(source["repo"] for source in sources.values() if source.get("repo"))) or None,
-        datasets=list(dict.fromkeys([*account.get("datasets", []), *datasets])) or None,
+        datasets=list(dict.fromkeys([*account.datasets, *datasets])) or None,
         tags=["custom_code", "minigpt4", "blip-2", "jminigpt4"],
         model_name=title if scores else None,
         eval_results=_results(scores) or None,
@@ -193,9 +184,9 @@ def write_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = 
         title=title,
         repo=repo or ".",
         sources=sources,
-        notes=notes,
+        notes=account.all_notes(folder),
         scores=scores,
-        proof=account.get("proof"),
+        proof=account.proof,
     )
     path = folder / "README.md"
     card.save(path)

@@ -14,7 +14,10 @@ def convert(
         ),
     ],
     vision: Annotated[
-        str | None, typer.Option(help="Image encoder: eva_vit_g.pth, a BLIP-2 folder or Hub id, timm:NAME.")
+        str | None,
+        typer.Option(
+            help="Image encoder: eva_vit_g.pth, a folder or Hub id of BLIP-2, CLIP, SigLIP, ViT …, timm:NAME."
+        ),
     ] = None,
     qformer: Annotated[
         str | None,
@@ -30,7 +33,7 @@ def convert(
     ] = None,
     swap_language: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Take all but the language model from this folder of ours."),
+        typer.Option(metavar="DIR", help="Take all but the language model from this checkpoint."),
     ] = None,
     trust_language_code: Annotated[
         str | None,
@@ -52,6 +55,7 @@ def convert(
     """Make one checkpoint folder out of the public originals, and prove that it is equal to them."""
     from PIL import Image
 
+    from .account import Account
     from .assembly import assemble, swap
     from .recognition import preset as named_preset
 
@@ -79,7 +83,8 @@ def convert(
         proof = assemble(out=paths[0], vision_heads=vision_heads, qformer_heads=qformer_heads, **chosen, **options)
     if proof is not None:
         typer.echo(proof.table())
-    _echo_notes(paths[0])
+    for note in Account.read(paths[0]).all_notes(paths[0]):
+        typer.echo(f"note: {note}")
     typer.echo(f"{paths[0]} is complete. Try it: jminigpt4 chat {paths[0]} --image PICTURE")
 
 
@@ -98,13 +103,6 @@ def _write_other_format(name: str, paths: list[Path], dtype: str | None):
         )
     else:
         raise ValueError("Write as: --to minigpt4 DIR checkpoint.pth, or --to gguf DIR OUT.gguf [--dtype q8_0]")
-
-
-def _echo_notes(folder: Path):
-    import json
-
-    for note in json.loads((folder / "conversion.json").read_text(encoding="utf-8"))["notes"]:
-        typer.echo(f"note: {note}")
 
 
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")]):

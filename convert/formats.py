@@ -1,4 +1,4 @@
-"""Prompt formats: a chat template and the generation defaults that belong to it.
+"""Prompt formats: a chat template and the generation defaults that belong to it, each one file `formats/NAME.yaml`.
 
 A format is data. It is written into the checkpoint and read from there; nothing at run time asks for its name.
 """
@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 from ..processing_jminigpt4 import IMAGE_TOKEN
+from .checks import one_of
 
-TEMPLATES = Path(__file__).parent / "formats"
-CONTROL_STARTS = '{%- set control_starts = ["<", "["] -%}'
+FOLDER = Path(__file__).parent / "formats"
+PROLOGUE = FOLDER / "prologue.jinja"
 
 
 @dataclass(frozen=True)
@@ -21,49 +23,50 @@ class PromptFormat:
     """One way of writing a conversation.
 
     Attributes:
-        name: Name of the format, and of its template in `formats/`.
+        name: Name of the format, and of its file in `formats/`.
+        template: Jinja text that writes the turns of `messages`, with the macros of `formats/prologue.jinja`.
+        image_tags: What stands before and behind the image token.
         newline: How a line break is written where the tokenizer knows none.
         stop_strings: Marks at which an answer ends, next to the end-of-sequence token.
+        required_tokens: Control tokens without which the format cannot be written.
         generation: Values for the checkpoint's `GenerationConfig`.
     """
 
     name: str
+    template: str
+    image_tags: tuple[str, str]
     newline: str | None = None
     stop_strings: tuple[str, ...] = ()
+    required_tokens: tuple[str, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def chat_template(self) -> str:
-        """The Jinja template, for tokenizers whose control tokens begin with `<` or `[`."""
-        return (TEMPLATES / f"{self.name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+    @classmethod
+    def read(cls, path: Path) -> "PromptFormat":
+        """The format of a file.
+
+        Raises:
+            ValueError: The file is no YAML, lacks `template` or `image_tags`, or has a key that no format has.
+        """
+        try:
+            stated = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for key in ("image_tags", "stop_strings", "required_tokens"):
+                stated[key] = tuple(stated.get(key, ()))
+            return cls(path.stem, **stated)
+        except (yaml.YAMLError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no prompt format: {error}") from None
+
+    def chat_template(self, control_starts: list[str]) -> str:
+        """The whole Jinja template.
+
+        Args:
+            control_starts: First characters of control tokens; user text is guarded behind each of them.
+        """
+        settings = {"control_starts": control_starts, "newline": self.newline, "image_tags": self.image_tags}
+        lines = [f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in settings.items() if value]
+        return "\n".join([*lines, PROLOGUE.read_text(encoding="utf-8") + self.template.rstrip("\n")])
 
 
-FORMATS = {
-    each.name: each
-    for each in (
-        # Settings of the model card of rinna/japanese-gpt-neox-3.6b-instruction-sft-v2.
-        PromptFormat(
-            "article-3.6b",
-            newline="<NL>",
-            stop_strings=("<NL>ユーザー:",),
-            generation={"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "max_new_tokens": 128},
-        ),
-        # customized_mini_gpt4.py and model card of rinna/bilingual-gpt-neox-4b-minigpt4.
-        PromptFormat(
-            "rinna-4b",
-            stop_strings=("\nユーザー:",),
-            generation={"do_sample": True, "temperature": 1.0, "top_p": 0.85, "max_new_tokens": 512},
-        ),
-        # MiniGPT-4 at 22d8888: conversation.py, Chat.answer.
-        PromptFormat(
-            "minigpt4",
-            stop_strings=("###",),
-            generation={"do_sample": True, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 300},
-        ),
-        PromptFormat("chatml", stop_strings=("<|im_end|>",), generation={"max_new_tokens": 256}),
-        PromptFormat("plain", stop_strings=("\nユーザー:",), generation={"max_new_tokens": 128}),
-    )
-}
+FORMATS = {path.stem: PromptFormat.read(path) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def prompt_format(name: str) -> PromptFormat:
@@ -72,9 +75,7 @@ def prompt_format(name: str) -> PromptFormat:
     Raises:
         ValueError: There is none of that name; the message lists them.
     """
-    if name not in FORMATS:
-        raise ValueError(f"There is no prompt format {name!r}: choose one of {', '.join(FORMATS)}.")
-    return FORMATS[name]
+    return one_of("prompt format", name, FORMATS)
 
 
 def chat_template_for(chosen: PromptFormat, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -84,9 +85,11 @@ def chat_template_for(chosen: PromptFormat, tokenizer: PreTrainedTokenizerFast) 
     Raises:
         ValueError: The format writes control tokens that the tokenizer does not have.
     """
-    template = chosen.chat_template
-    if chosen.name == "chatml" and "<|im_start|>" not in tokenizer.get_vocab():
-        raise ValueError("The tokenizer has no <|im_start|>, with which every turn of the format 'chatml' begins.")
+    missing = [token for token in chosen.required_tokens if token not in tokenizer.get_vocab()]
+    if missing:
+        raise ValueError(
+            f"The tokenizer has no {', '.join(missing)}, which the prompt format {chosen.name!r} writes: choose "
+            "another format, or a language model that was trained with this one."
+        )
     spelt = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    starts = sorted({token[0] for token in (*spelt, IMAGE_TOKEN) if len(token) > 1})
-    return template.replace(CONTROL_STARTS, "{%- set control_starts = " + json.dumps(starts) + " -%}")
+    return chosen.chat_template(sorted({token[0] for token in (*spelt, IMAGE_TOKEN) if len(token) > 1}))

@@ -1,11 +1,12 @@
-"""The language model of a folder as a GGUF file, for llama.cpp behind our image encoder.
+"""The language model of a folder as a GGUF file, for llama.cpp behind this package's image encoder.
 
-llama.cpp knows GPT-NeoX, but neither our image encoder nor rinna's tokenizer: the file holds weights and settings, no
+llama.cpp knows GPT-NeoX, but neither that image encoder nor rinna's tokenizer: the file holds weights and settings, no
 vocabulary. Token ids and projected pictures are made here and given to it (`llama_batch`, `token` and `embd`).
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; needs the package `gguf`.
 """
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedConfig
 
+from ..checkpoint import finished_file, remove_unfinished
 from ..configuration_jminigpt4 import JMiniGPT4Config
-from .proof import hidden
-from .sources import OWN, Source, open_source
+from .checks import new_path, one_of
+from .progress import progress_bar
+from .sources import Source, open_checkpoint
 from .writing import check_finite
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
@@ -28,13 +30,13 @@ FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_
 def write_gguf(
     source: str | os.PathLike, path: str | os.PathLike, dtype: str | None = None, progress: bool = True
 ) -> Path:
-    """Writes the language model of a folder of ours, tensor by tensor, and returns the path.
+    """Writes the language model of a checkpoint, tensor by tensor, and returns the path.
 
     Queries, keys and values, which GPT-NeoX keeps interleaved by head, are put one after another, as llama.cpp reads
     them. Vectors are float32 whatever the matrices are.
 
     Args:
-        source: A folder of ours, or its Hub id.
+        source: A checkpoint of this package, or its Hub id.
         path: The `.gguf` file to be made; it must not exist yet.
         dtype: Of the matrices: `"float32"`, `"float16"` (default), `"bfloat16"` or `"q8_0"`.
         progress: Whether to show a progress bar, where there is a terminal to show it on.
@@ -42,30 +44,21 @@ def write_gguf(
     Raises:
         FileExistsError: `path` exists.
         ImportError: The package `gguf` is not installed.
-        ValueError: The source is no folder of ours, or its language model is none that is written exactly.
+        ValueError: The source is no checkpoint of this package, or its language model is none that is written exactly.
     """
     try:
         import gguf
     except ImportError:
         raise ImportError("GGUF files need the package gguf: pip install 'jminigpt4[gguf]'") from None
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another name or remove it first.")
-    kind = TYPES.get((dtype or "float16").lower())
-    if kind is None:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(TYPES)}.")
-    opened = open_source(source)
-    if opened.layout is not OWN:
-        raise ValueError(f"{source} ({opened.layout.name}) is no folder of jminigpt4.")
+    path = new_path(path)
+    kind = one_of("dtype", dtype or "float16", TYPES)
+    opened = open_checkpoint(source)
     whole = JMiniGPT4Config.from_dict(opened.config)
     config: Any = whole.text_config
     _check_model(config, whole.lm_head_bias, source)
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
+    remove_unfinished(path.absolute().parent, glob.escape(path.name))
+    with finished_file(path) as temporary:
         _write(gguf, temporary, opened, config, gguf.GGMLQuantizationType[kind], progress)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -105,7 +98,7 @@ def _write(gguf: Any, path: Path, source: Source, config: PreTrainedConfig, kind
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     try:
-        for key in tqdm(names.values(), desc="GGUF", unit="tensor", disable=hidden(progress)):
+        for key in progress_bar(names.values(), shown=progress, desc="GGUF", unit="tensor"):
             tensor = source.weights.read(key)
             check_finite(key, tensor)
             if ".query_key_value." in key:
@@ -117,8 +110,8 @@ def _write(gguf: Any, path: Path, source: Source, config: PreTrainedConfig, kind
 
 
 def _names(gguf: Any, source: Source, config: PreTrainedConfig) -> dict[str, str]:
-    """Every tensor of the language model, GGUF's name to ours. A head that shares the embeddings is there a second
-    time: llama.cpp asks for it."""
+    """Every tensor of the language model, GGUF's name to the checkpoint's. A head that shares the embeddings
+    is there a second time: llama.cpp asks for it."""
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPTNEOX, config.num_hidden_layers)
     names = {}
     for key in source.weights.matching(source.layout.parts["language"]):

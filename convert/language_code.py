@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.models.auto import CONFIG_MAPPING
 
-from .sources import CONVERSION, Source
+from .account import Account
+from .sources import Source
 
 
 def register_language_code(source: Source, trusted: str | None) -> dict[str, str]:
@@ -71,14 +72,12 @@ def _register(model_type: str, references: dict[str, str], place: str | Path, co
 
 
 def trust_language_code(folder: str | os.PathLike):
-    """Registers the language model classes that a folder of ours carries, so that the installed package loads it.
+    """Registers the language model classes that a checkpoint carries, so that the installed package loads it.
 
     Raises:
         ValueError: The folder carries none.
     """
-    account_file = Path(folder) / CONVERSION
-    account = json.loads(account_file.read_text(encoding="utf-8")) if account_file.is_file() else {}
-    references = account.get("language_code")
+    references = Account.read(folder).language_code
     if not references:
         raise ValueError(f"{folder} carries no code of a language model.")
     model_type = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["text_config"]["model_type"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import PROJECTION
-from .sources import OWN, open_source
-from .sources import PROJECTION as PROJECTION_LAYOUT
+from ..checkpoint import PROJECTION, finished_file
+from .checks import new_path
+from .sources import open_checkpoint, open_source
 
 
 def write_minigpt4_checkpoint(source: str | os.PathLike, path: str | os.PathLike) -> Path:
@@ -15,26 +15,19 @@ def write_minigpt4_checkpoint(source: str | os.PathLike, path: str | os.PathLike
     MiniGPT-4 (mini_gpt4.py, `from_config`) takes. The values are those of the folder, bit for bit.
 
     Args:
-        source: A folder of ours, or one with a `projection.safetensors`.
+        source: A checkpoint of this package, or a folder with a `projection.safetensors`.
         path: The `.pth` file to be made; it must not exist yet.
 
     Raises:
         FileExistsError: `path` exists.
         ValueError: The source holds no projection.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another name or remove it first.")
+    path = new_path(path)
     alone = Path(source) / PROJECTION
-    opened = open_source(alone if alone.is_file() else source)
-    if opened.layout not in (OWN, PROJECTION_LAYOUT):
-        raise ValueError(f"{source} ({opened.layout.name}) is no folder of jminigpt4 and no projection file.")
-    prefix = "model.language_projection." if opened.layout is OWN else ""
+    opened, prefix = (
+        (open_source(alone), "") if alone.is_file() else (open_checkpoint(source), "model.language_projection.")
+    )
     model = {f"llama_proj.{kind}": opened.weights.read(f"{prefix}{kind}").clone() for kind in ("weight", "bias")}
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
+    with finished_file(path) as temporary:
         torch.save({"model": model}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

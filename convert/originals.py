@@ -1,6 +1,6 @@
 """What the originals compute, written out once more from their papers' equations and straight on their own tensors.
 
-Nothing of our model or of transformers is used here, no name is mapped: it is the other side of the proof.
+Nothing of this package's model or of transformers is used here, no name is mapped: it is the other side of the proof.
 
     EVA ViT      MiniGPT-4 @ 22d8888, eva_vit.py: pre-norm blocks, keys without bias, no last norm
     ln_vision    blip2.py: torch's LayerNorm, epsilon 1e-5

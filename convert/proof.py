@@ -3,18 +3,15 @@
 The sources' side runs first, one part after another, so that never more than one of its parts is in memory.
 """
 
-from __future__ import annotations
-
 import gc
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,11 +21,11 @@ from transformers import (
 )
 
 from .originals import eva_blocks, lavis_qformer, ln_vision
-from .sources import BLIP2, EVA, LAVIS, OWN, PROJECTION, QFORMER, Source
+from .plan import ConversionPlan
+from .progress import progress_bar
+from .sources import BLIP2, EVA, JMINIGPT4, LAVIS, PROJECTION, QFORMER, Source
+from .stock_vision import stock_class
 from .tokenizer import compare_with_sentencepiece, compare_with_source, sentencepiece_file
-
-if TYPE_CHECKING:
-    from .assembly import Plan
 
 # Largest difference that the order of summation explains, relative to the largest value of the stage (at least 1).
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
@@ -79,11 +76,6 @@ class Proof:
         self.comparisons.append(Comparison(stage, difference, tolerance * scale))
 
 
-def hidden(progress: bool) -> bool | None:
-    """tqdm's `disable`: `None` hides a bar that nobody would see move."""
-    return None if progress else True
-
-
 def built_in_pictures() -> list[Image.Image]:
     """Two pictures that need no file: a colour gradient with a disc, upright, and noise, in landscape."""
     y, x = np.mgrid[0:320, 0:240] / 320
@@ -95,7 +87,7 @@ def built_in_pictures() -> list[Image.Image]:
 
 
 @torch.no_grad()
-def prove(folder: Path, plan: Plan, pictures: list[Image.Image], progress: bool = True) -> Proof:
+def prove(folder: Path, plan: ConversionPlan, pictures: list[Image.Image], progress: bool = True) -> Proof:
     """Compares a written folder with the sources it was made of.
 
     Args:
@@ -107,7 +99,7 @@ def prove(folder: Path, plan: Plan, pictures: list[Image.Image], progress: bool 
     """
     pictures = built_in_pictures() + pictures
     proof = Proof()
-    with tqdm(total=5, desc="proof", disable=hidden(progress), unit="stage") as bar:
+    with progress_bar(shown=progress, total=5, desc="proof", unit="stage") as bar:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         pixel_values = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         plain = torch.stack([_plain_pixels(picture, processor.image_processor) for picture in pictures])
@@ -144,15 +136,31 @@ def _vision_of(source: Source, config: Any, pixel_values: torch.Tensor) -> dict[
         blocks = eva_blocks(source.weights, pixel_values, vision.num_attention_heads, vision.num_hidden_layers, prefix)
         return {"first block": blocks[0], "image encoder": blocks[-1]}
     if vision.model_type == "blip_2_vision_model":
-        prefix = {BLIP2: "vision_model.", OWN: "model.vision_model."}[source.layout]
+        prefix = {BLIP2: "vision_model.", JMINIGPT4: "model.vision_model."}[source.layout]
         encoder = _load(Blip2VisionModel(vision), source, prefix)
         hidden = encoder(pixel_values, output_hidden_states=True).hidden_states
         return {"first block": hidden[1], "image encoder": hidden[-1]}
+    if vision.model_type != "timm_wrapper":
+        return {"image encoder": _stock_encoder(source, vision)(pixel_values).last_hidden_state}
     import timm
 
-    prefix = "model.vision_model.timm_model." if source.layout is OWN else "timm_model."
+    prefix = "model.vision_model.timm_model." if source.layout is JMINIGPT4 else "timm_model."
     encoder = timm.create_model(vision.architecture, pretrained=False, num_classes=0, **(vision.model_args or {}))
     return {"image encoder": _load(encoder, source, prefix).forward_features(pixel_values)}
+
+
+def _stock_encoder(source: Source, vision: Any) -> Any:
+    """transformers' own vision model with the source's tensors, which transformers' own loader gives their place."""
+    prefix = "model.vision_model." if source.layout is JMINIGPT4 else ""
+    keys = [key for key in source.weights.names() if key.startswith(prefix) and key in source.weights.taken]
+    state = {key.removeprefix(prefix): source.weights.read(key) for key in keys}
+    encoder, found = stock_class(vision).from_pretrained(
+        None, config=vision, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    lacking = [key for key in found["missing_keys"] if not key.startswith("pooler.")]
+    if lacking:
+        raise ValueError(f"transformers finds no {lacking[0]} in {source.name}: it is not a whole image encoder.")
+    return encoder.eval()
 
 
 def _load(module: torch.nn.Module, source: Source, prefix: str) -> Any:
@@ -176,9 +184,11 @@ def _qformer_of(source: Source, config: Any, features: torch.Tensor) -> dict[str
         image_embeds = ln_vision(weights, features)
         hidden = lavis_qformer(weights, image_embeds, config.qformer_config.num_attention_heads)
         return {"layer norm": image_embeds, "Q-Former": hidden[-1]}
-    prefix = {BLIP2: "", QFORMER: "", OWN: "model."}[source.layout]
-    names = ["vision_model.post_layernorm", "model.vision_model.post_layernorm", "model.vision_layernorm"]
-    name = next((name for name in [*names, "vision_layernorm"] if f"{name}.weight" in weights), None)
+    prefix = {BLIP2: "", QFORMER: "", JMINIGPT4: "model."}[source.layout]
+    # SigLIP and CLIP have a norm of the name that BLIP-2 gives this one: theirs is looked at last.
+    names = ["model.vision_layernorm", "vision_layernorm", "vision_model.post_layernorm"]
+    names.append("model.vision_model.post_layernorm")
+    name = next((name for name in names if f"{name}.weight" in weights), None)
     affine = [weights.read(f"{name}.{kind}").float() for kind in ("weight", "bias")] if name else [None, None]
     image_embeds = F.layer_norm(features, features.shape[-1:], *affine, 1e-5)
     qformer = _load(Blip2QFormerModel(config.qformer_config), source, f"{prefix}qformer.")
@@ -190,7 +200,7 @@ def _qformer_of(source: Source, config: Any, features: torch.Tensor) -> dict[str
 def _projection_of(source: Source | None, query_features: torch.Tensor) -> dict[str, torch.Tensor]:
     if source is None:
         return {}
-    pattern = {PROJECTION: "", OWN: r"model\.language_projection\."}.get(source.layout, r".*llama_proj\.")
+    pattern = {PROJECTION: "", JMINIGPT4: r"model\.language_projection\."}.get(source.layout, r".*llama_proj\.")
     names = (source.weights.matching(f"{pattern}{kind}$")[0] for kind in ("weight", "bias"))
     weight, bias = (source.weights.read(name).float() for name in names)
     return {"projection": F.linear(query_features, weight, bias)}
@@ -204,12 +214,14 @@ def _prompt(processor: Any, picture: Image.Image) -> dict[str, Any]:
     )
 
 
-def _language_of(plan: Plan, input_ids: torch.Tensor, projected: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _language_of(
+    plan: ConversionPlan, input_ids: torch.Tensor, projected: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
     """Logits of the source's language model: for the text alone and, where there is a projection to compare, for the
     prompt with the first picture, glued together as `get_context_emb` of the originals does it."""
     source = plan.sources["language"]
     dtype = _dtype(plan)
-    if source.layout is OWN:
+    if source.layout is JMINIGPT4:
         return {}
     model = AutoModelForCausalLM.from_pretrained(source.need_folder(), dtype=dtype).eval()
     is_image = input_ids[0] == plan.config.image_token_id
@@ -226,14 +238,14 @@ def _language_of(plan: Plan, input_ids: torch.Tensor, projected: torch.Tensor | 
     return logits
 
 
-def _dtype(plan: Plan) -> torch.dtype:
+def _dtype(plan: ConversionPlan) -> torch.dtype:
     return getattr(torch, str(plan.config.dtype).removeprefix("torch."))
 
 
 def _compare_model(
     proof: Proof,
     folder: Path,
-    plan: Plan,
+    plan: ConversionPlan,
     theirs: dict[str, torch.Tensor],
     pixel_values: torch.Tensor,
     inputs: dict[str, Any],
@@ -260,7 +272,7 @@ def _compare_model(
         proof.compare(stage, ours, reference, TOLERANCES[_precision(stage, plan)])
 
 
-def _precision(stage: str, plan: Plan) -> torch.dtype:
+def _precision(stage: str, plan: ConversionPlan) -> torch.dtype:
     """The dtype that limits a stage. The picture side is computed in float32, and is exact unless the folder's dtype
     is coarser than that of a source."""
     dtype = _dtype(plan)
@@ -277,10 +289,10 @@ def _precision(stage: str, plan: Plan) -> torch.dtype:
 
 
 def _capture(model: Any, captured: dict[str, torch.Tensor]) -> list[Any]:
-    """Keeps what passes between the parts of our model: the first block, the encoder before its norm, the norm."""
+    """Keeps what passes between the parts of the model: the first block, the encoder before its norm, the norm."""
     vision = model.model.vision_model
     keep = captured.__setitem__
-    if hasattr(vision, "post_layernorm"):
+    if model.config.vision_config.model_type == "blip_2_vision_model":
         first, norm = vision.encoder.layers[0], vision.post_layernorm
         return [
             first.register_forward_hook(lambda _, __, output: keep("first block", output)),
@@ -300,11 +312,11 @@ def _capture(model: Any, captured: dict[str, torch.Tensor]) -> list[Any]:
     ]
 
 
-def _compare_tokenizer(proof: Proof, plan: Plan, tokenizer: Any):
+def _compare_tokenizer(proof: Proof, plan: ConversionPlan, tokenizer: Any):
     """Strings of the built-in corpus that the tokenizer splits otherwise than SentencePiece, where it was converted
     from that, or else than the language model's own."""
     source = plan.sources["language"]
-    if source.layout is OWN:
+    if source.layout is JMINIGPT4:
         return
     model_file = sentencepiece_file(source.need_folder())
     if model_file is not None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ..checkpoint import write_manifest
-from .card import SCORES, write_card
-from .sources import CONVERSION
+from ..checkpoint import MANIFEST, SCORES, write_manifest
+from .account import CONVERSION
+from .card import write_card
 from .verification import UNLISTED, verify_folder
 
 
@@ -40,7 +40,7 @@ def publish_folder(folder: Path, repo: str, private: bool = False, datasets: Ite
         staged = Path(beside) / "folder"
         shutil.copytree(folder, staged, copy_function=_link)
         (staged / "README.md").unlink(missing_ok=True)
-        (staged / "SHA256SUMS").unlink()
+        (staged / MANIFEST).unlink()
         if (folder / CONVERSION).is_file():
             write_card(staged, created, datasets)
         elif (folder / "README.md").is_file():

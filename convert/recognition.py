@@ -1,9 +1,10 @@
 """Which prompt format a model was trained with, as far as its sources tell, and the combinations known by name."""
 
-import json
 from typing import Any
 
-from .sources import CONVERSION, LAVIS, OWN, Source
+from .account import Account
+from .checks import one_of
+from .sources import JMINIGPT4, LAVIS, Source
 
 # Known combinations, spelt once. The Hub's BLIP-2 holds the weights of eva_vit_g.pth and of
 # blip2_pretrained_flant5xxl.pth. The article's own projection for 3.6b was never released.
@@ -35,20 +36,19 @@ def preset(name: str) -> dict[str, str]:
     Raises:
         ValueError: There is no such combination.
     """
-    if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    return one_of("preset", name, PRESETS)
 
 
 def recognise_format(language: Source, projection: Source | None, tokenizer: Any) -> str:
-    """Name of the prompt format: what a folder of ours was made with, or else what its parts tell.
+    """Name of the prompt format: what a checkpoint of this package was made with, or else what its parts tell.
 
     MiniGPT-4's own projections were trained with `###Human:`, the article's and rinna's with `ユーザー:`, where the
     line break is `<NL>` if the tokenizer knows none (3.6b). Models tuned with ChatML keep it; the rest get `plain`.
     """
-    account = language.folder / CONVERSION if language.folder and language.layout is OWN else None
-    if account is not None and account.is_file():
-        return json.loads(account.read_text(encoding="utf-8"))["prompt_format"]
+    if language.layout is JMINIGPT4 and language.folder is not None:
+        stated = Account.read(language.folder).prompt_format
+        if stated is not None:
+            return stated
     if projection is not None and projection.layout is LAVIS and projection.weights.matching(r"llama_model\."):
         return "minigpt4"
     ids = tokenizer("あ\nい", add_special_tokens=False)["input_ids"]

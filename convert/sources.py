@@ -21,10 +21,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from .stock_vision import stock_vision_config
 from .weights import Weights
 
-# The account of a folder of ours: where its parts came from, and the proof.
-CONVERSION = "conversion.json"
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 # What a folder holds besides its weights: small, and fetched at once.
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"]
@@ -58,6 +57,11 @@ BLIP2_IGNORABLE = {
     r"(qformer\.)?embeddings\.": "text branch",
     r"(vision_projection|text_projection|itm_head)\.": "head of the pre-training",
 }
+STOCK_VISION_IGNORABLE = {
+    r"(text_model|text_projection)\.": "text tower",
+    r"logit_(scale|bias)$": "temperature of the pre-training",
+    r"(visual_projection|classifier|decoder)\.": "head of the pre-training",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,8 @@ BLIP2 = Layout(
 )
 QFORMER = Layout("Q-Former", {"qformer": ""}, {})
 TIMM = Layout("timm", {"vision": ""}, {})
-OWN = Layout(
+STOCK_VISION = Layout("vision model of transformers", {"vision": ""}, {**LEGACY_BUFFERS, **STOCK_VISION_IGNORABLE})
+JMINIGPT4 = Layout(
     "jminigpt4",
     {
         "vision": r"model\.(vision_model|vision_layernorm)\.",
@@ -180,6 +185,20 @@ def open_source(name: str | os.PathLike) -> Source:
     return _open_from_hub(name)
 
 
+def open_checkpoint(name: str | os.PathLike) -> Source:
+    """Opens a checkpoint of this package; see [`open_source`].
+
+    Raises:
+        ValueError: It is something else.
+    """
+    source = open_source(name)
+    if source.layout is not JMINIGPT4:
+        raise ValueError(
+            f"{name} ({source.layout.name}) is no checkpoint of jminigpt4: make one with `jminigpt4 convert` first."
+        )
+    return source
+
+
 def _local(path: Path) -> Path | None:
     return path if path.is_file() else None
 
@@ -254,7 +273,7 @@ def _recognise(weights: Weights, name: str, config: dict[str, Any]) -> Layout:
         return PROJECTION
     model_type = config.get("model_type")
     if model_type == "jminigpt4":
-        return OWN
+        return JMINIGPT4
     if model_type in ("blip-2", "blip_2", "instructblip", "instructblipvideo"):
         return BLIP2
     if model_type == "blip_2_qformer":
@@ -263,7 +282,7 @@ def _recognise(weights: Weights, name: str, config: dict[str, Any]) -> Layout:
         is_eva = config.get("architecture", "").startswith("eva_giant_patch14")
         return EVA if is_eva and "cls_token" in weights else TIMM
     if model_type is not None:
-        return LANGUAGE
+        return LANGUAGE if stock_vision_config(config) is None else STOCK_VISION
     if weights.matching(r".*llama_proj\.") or weights.matching(r"(Qformer\.|visual_encoder\.)"):
         return LAVIS
     if "cls_token" in weights and weights.matching(r"blocks\.0\.attn\."):

@@ -289,7 +289,7 @@ def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: s
 
 def compare_with_source(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[int, int]:
     """How many strings of the built-in corpus get other ids than the folder's own tokenizer gives them, and how many
-    there are; without those that spell a special token, which users of ours cannot type."""
+    there are; without those that spell a special token, which users of this package cannot type."""
     theirs = _load_fast(folder)
     starts = re.compile("|".join(re.escape(token[0]) for token in (*theirs.all_special_tokens, IMAGE_TOKEN)))
     corpus = [text for text in generated_text(5_000) if not starts.search(unicodedata.normalize("NFKC", text))]

@@ -9,6 +9,7 @@ from transformers import AutoProcessor
 from ..checkpoint import MANIFEST, verify_manifest
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
+from .stock_vision import StoredNames
 from .weights import Weights
 from .writing import check_finite
 
@@ -52,14 +53,16 @@ def _weight_problems(folder: Path) -> list[str]:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight")
+    stored = StoredNames(model)
     try:
         weights = Weights.from_folder(lambda name: path if (path := folder / name).is_file() else None, str(folder))
-        problems = [f"The weights lack {name}." for name in expected if name not in weights]
-        for name in weights.names():
-            if name not in expected:
+        found = {name: stored.in_memory(name) for name in weights.names()}
+        problems = [f"The weights lack {name}." for name in expected if name not in found.values()]
+        for name, in_memory in found.items():
+            if in_memory not in expected:
                 problems.append(f"The weights hold {name}, which the configured model does not have.")
-            elif weights.shape(name) != expected[name]:
-                problems.append(f"{name} is {weights.shape(name)}; the configuration says {expected[name]}.")
+            elif weights.shape(name) != expected[in_memory]:
+                problems.append(f"{name} is {weights.shape(name)}; the configuration says {expected[in_memory]}.")
             else:
                 problems += _finite_problems(name, weights)
     except (SafetensorError, ValueError, FileNotFoundError) as error:

@@ -46,13 +46,6 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_pickle_config(path: Path) -> dict[str, Any]:
-    """The `config` entry that MiniGPT-4 saves beside its weights; empty if there is none."""
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    config = loaded.get("config") if isinstance(loaded, dict) else None
-    return config if isinstance(config, dict) else {}
-
-
 class _PickleFile:
     def __init__(self, path: Path):
         self.path = path

@@ -8,8 +8,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {
@@ -40,21 +42,6 @@ class Entry:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def shards(entries: list[Entry], shard_bytes: int = SHARD_BYTES) -> dict[str, list[Entry]]:
-    """File names and what goes into each, in the order given; only a single tensor makes one exceed `shard_bytes`."""
-    groups: list[list[Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if groups[-1] and size + entry.nbytes > shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(entry)
-        size += entry.nbytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
-
-
 def write_sharded(
     folder: Path,
     entries: list[Entry],
@@ -69,15 +56,23 @@ def write_sharded(
     Raises:
         ValueError: A tensor holds values that are not finite, or do not fit the dtype it is to be written in.
     """
-    files = shards(entries, shard_bytes)
-    for name, group in files.items():
-        _write_file(folder / name, group, progress)
-    if len(files) > 1:
+    by_name = {entry.name: entry for entry in entries}
+    split: Any = split_state_dict_into_shards_factory(  # it needs sizes alone, so entries do for tensors
+        by_name,
+        get_storage_size=lambda entry: entry.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for name, tensors in split.filename_to_tensors.items():
+        _write_file(folder / name, [by_name[tensor] for tensor in tensors], progress)
+    if split.is_sharded:
+        parameters = sum(torch.Size(entry.shape).numel() for entry in entries)
         index = {
-            "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
-            "weight_map": {entry.name: name for name, group in files.items() for entry in group},
+            "metadata": {"total_parameters": parameters, **split.metadata},
+            "weight_map": split.tensor_to_filename,
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _write_file(path: Path, entries: list[Entry], progress: Callable[[int], object]):

@@ -1,15 +1,21 @@
 """Pictures that are not opened yet, and where they lie: names of data sets to files in one or several folders."""
 
 import os
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
+from urllib.request import url2pathname
+
+_COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture that is not opened yet: a file, or `size` bytes of an archive from `offset` on."""
+class FilePicture:
+    """A picture file, or `size` bytes of an archive from `offset` on."""
 
     path: str
     offset: int | None = None
@@ -42,17 +48,24 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class TablePicture:
-    """A picture inside a table of `datasets`: cell `column` of row `row`, its `position`-th picture."""
+    """A picture in a table, as `datasets` stores it: a cell `{"bytes", "path"}`, or one of a cell's list of them.
+
+    Args:
+        path: File of the table.
+        row, column: The cell.
+        position: Which picture of a list; `None` where the cell is the picture.
+        table: A `pyarrow.Table`, or what has its `column`.
+    """
 
     path: str
     row: int
     column: str
-    position: int
+    position: int | None
     table: Any = field(compare=False, repr=False)
 
     @property
     def name(self) -> str:
-        return f"{self.path}#{self.row}.{self.position}"
+        return f"{self.path}#{self.row}.{self.column}" + ("" if self.position is None else f".{self.position}")
 
     def stamp(self) -> tuple[int, int]:
         """Size of the table in bytes and its time of modification in ns.
@@ -67,48 +80,130 @@ class TablePicture:
         """The bytes of the picture file, from the table or from the path that the table names.
 
         Raises:
-            OSError: The table names a file that cannot be read.
+            OSError: The cell is empty, or names a file that cannot be read.
         """
-        cell = self.table[self.row][self.column]
-        cell = cell[self.position] if isinstance(cell, list) else cell
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        cell = self.table.column(self.column)[self.row]
+        content = (cell if self.position is None else cell.values[self.position]).as_py() or {}
+        if content.get("bytes") is not None:
+            return content["bytes"]
+        if not content.get("path"):
+            raise FileNotFoundError(f"{self.name} holds no picture.")
+        return Path(content["path"]).read_bytes()
 
 
-class PictureRoots:
-    """Folders that are looked through in order.
+@dataclass(frozen=True, slots=True)
+class MemoryPicture:
+    """The bytes of a picture file that another program has given."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def stamp(self) -> tuple[int, int]:
+        """Size in bytes and checksum."""
+        return len(self.content), zlib.crc32(self.content)
+
+    def read(self) -> bytes:
+        """The bytes of the picture file."""
+        return self.content
+
+
+Picture = FilePicture | TablePicture | MemoryPicture
+
+
+def portable_name(name: str) -> str:
+    """A picture's name as data files spell it, with `/` between folders and composed letters (NFC): Windows writes
+    `\\`, macOS decomposed letters (NFD), and some data sets `file://` addresses."""
+    if name.startswith("file://"):
+        name = url2pathname(name.removeprefix("file://").removeprefix("localhost"))
+    return _composed(name.replace("\\", "/"))
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else normalize("NFC", name)
+
+
+def coco_number(name: str) -> int | None:
+    """9 of `COCO_val2014_000000000009.jpg` (2014) and of `000000000009.jpg` (2017); `None` for other file names."""
+    found = _COCO.fullmatch(name.rpartition("/")[2].partition(".")[0])
+    return int(found[1]) if found else None
+
+
+def coco_names(number: int) -> list[str]:
+    """The file names a COCO picture goes by: 2014's in either split, and 2017's."""
+    return [f"COCO_train2014_{number:012d}.jpg", f"COCO_val2014_{number:012d}.jpg", f"{number:012d}.jpg"]
+
+
+class PictureFolders:
+    """Folders that are looked through in order, and after them their direct sub-folders: Visual Genome's pictures lie
+    in two, COCO's in one for each split.
 
     Args:
-        roots: The folders.
+        folders: The folders; with none, pictures keep the names they are looked for by.
+
+    Attributes:
+        missing: Path to name of the pictures that have been looked for in vain.
 
     Raises:
         FileNotFoundError: A folder is not there.
     """
 
-    def __init__(self, roots: Iterable[str | os.PathLike]):
-        self.roots = [Path(root) for root in roots]
-        for root in self.roots:
-            if not root.is_dir():
-                raise FileNotFoundError(f"The picture folder {root} does not exist.")
-        self._listed: dict[str, frozenset[str]] = {}
+    def __init__(self, folders: Iterable[str | os.PathLike] = ()):
+        self.folders = [os.fspath(folder) for folder in folders]
+        for folder in self.folders:
+            if not os.path.isdir(folder):
+                raise FileNotFoundError(f"The picture folder {folder} does not exist.")
+        self.missing: dict[str, str] = {}
+        self._entries: dict[str, dict[str, str]] = {}
+        self._below: list[str] | None = None
 
-    def find(self, *names: str) -> Picture:
-        """The first of the names that exists in one of the folders.
+    def find(self, *names: str) -> FilePicture:
+        """The first of the names, relative or absolute, that is in one of the folders; a COCO picture is looked for
+        under all names that COCO gives it.
 
         A picture that is nowhere is returned under its first name in the first folder: reading it fails, is counted
         and names it, and no other picture takes its place.
         """
-        for name in names:
-            for root in self.roots:
-                folder, _, file = name.rpartition("/")
-                if file in self._files(os.path.join(root, folder)):
-                    return Picture(os.path.join(root, name))
-        return Picture(os.path.join(self.roots[0], names[0]))
+        wanted = [portable_name(name) for name in names]
+        if not self.folders:
+            return FilePicture(wanted[0])
+        numbers = {number for name in wanted if (number := coco_number(name)) is not None}
+        for name in [*wanted, *(other for number in numbers for other in coco_names(number))]:
+            for folder in self._searched():
+                if (path := self._path(folder, name)) is not None:
+                    return FilePicture(path)
+        path = os.path.join(self.folders[0], wanted[0])
+        self.missing[path] = names[0]
+        return FilePicture(path)
 
-    def _files(self, folder: str) -> frozenset[str]:
-        # One listing of a folder replaces a look-up on the disk per picture and root.
-        if folder not in self._listed:
-            try:
-                self._listed[folder] = frozenset(entry.name for entry in os.scandir(folder))
-            except OSError:
-                self._listed[folder] = frozenset()
-        return self._listed[folder]
+    def _searched(self) -> Iterator[str]:
+        yield from self.folders
+        if self._below is None:
+            self._below = [
+                entry.path
+                for folder in self.folders
+                for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+                if entry.is_dir()
+            ]
+        yield from self._below
+
+    def _path(self, folder: str, name: str) -> str | None:
+        """Path of `name` below `folder`, spelt as on the disk."""
+        above, last = os.path.split(name)
+        return self._listed(os.path.join(folder, above) if above else folder).get(last)
+
+    def _listed(self, folder: str) -> dict[str, str]:
+        """Entries of a folder by their composed names, as paths on the disk."""
+        # One listing of a folder replaces a look-up on the disk per picture.
+        if folder not in self._entries:
+            self._entries[folder] = self._list(folder)
+        return self._entries[folder]
+
+    def _list(self, folder: str) -> dict[str, str]:
+        try:
+            with os.scandir(folder) as entries:
+                return {_composed(entry.name): entry.path for entry in entries}
+        except OSError:
+            # The folder's own name may be decomposed on the disk, and so may be that of the folder above it.
+            above, last = os.path.split(folder)
+            path = self._listed(above).get(last) if last and not folder.isascii() else None
+            return self._listed(path) if path not in (None, folder) else {}

@@ -1,20 +1,50 @@
 """The one schema that every reader produces: a conversation, its pictures, and where it comes from."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from .pictures import Picture, TablePicture
+from .pictures import Picture
 
-PICTURE = None
-"""The part of a turn that stands for a picture; every other part is text."""
+ROLES = ("system", "user", "assistant")
+
+
+class Placeholder(Enum):
+    """What stands for a picture in a message. Members of an enumeration stay the same object in other processes."""
+
+    PICTURE = "picture"
+
+
+PICTURE = Placeholder.PICTURE
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message: `role` is `system`, `user` or `assistant`; `parts` are texts and, for pictures, `PICTURE`."""
+class Message:
+    """One message of a conversation.
+
+    Args:
+        role: `system`, `user` or `assistant`.
+        parts: Texts and, for pictures, `PICTURE`.
+
+    Raises:
+        ValueError: The role is another, or a part is neither text nor picture.
+    """
 
     role: str
-    parts: tuple[str | None, ...]
+    parts: tuple[str | Placeholder, ...]
+
+    def __post_init__(self):
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}.")
+        if wrong := [part for part in self.parts if part is not PICTURE and not isinstance(part, str)]:
+            raise ValueError(f"{wrong[0]!r} stands where a text belongs.")
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,36 +52,41 @@ class Row:
     """One training example.
 
     Args:
-        turns: The conversation; it ends with an answer.
-        pictures: The pictures in the order in which the turns mention them.
-        image_ids: One namespaced id per picture, such as `coco:9` or `vg:2317429`; what splits and exclusions go by.
+        conversation: Its messages; the last one is an answer.
+        pictures: The pictures in the order in which the messages mention them.
+        image_ids: One id per picture, such as `coco:9` or `vg:2317429`; what splits and exclusions go by.
         source: Name of the data set, for mixing and for the loss per source.
 
     Raises:
         ValueError: Pictures and places for them differ in number, or there is nothing to learn.
     """
 
-    turns: tuple[Turn, ...]
-    pictures: tuple[Picture | TablePicture, ...]
+    conversation: tuple[Message, ...]
+    pictures: tuple[Picture, ...]
     image_ids: tuple[str, ...]
     source: str
 
     def __post_init__(self):
-        places = sum(part is PICTURE for turn in self.turns for part in turn.parts)
+        places = sum(part is PICTURE for message in self.conversation for part in message.parts)
         if places != len(self.pictures) or len(self.image_ids) != len(self.pictures):
             raise ValueError(
                 f"{places} places for pictures, {len(self.pictures)} pictures and {len(self.image_ids)} image ids: "
                 "they must be equally many."
             )
-        if not self.turns or self.turns[-1].role != "assistant":
+        if not self.conversation or self.conversation[-1].role != "assistant":
             raise ValueError("a conversation must end with an answer of the assistant.")
-        if not all("".join(part for part in turn.parts if part) for turn in self.turns if turn.role == "assistant"):
+        if not all(message.text for message in self.conversation if message.role == "assistant"):
             raise ValueError("an answer is empty.")
+
+    @property
+    def answer(self) -> str:
+        """The text of the last message."""
+        return self.conversation[-1].text
 
     @property
     def is_caption(self) -> bool:
         """Whether nothing is asked: the pictures alone, then the answer. Only such rows can take a caption prompt."""
-        *before, _ = self.turns
+        *before, _ = self.conversation
         return len(before) == 1 and all(part is PICTURE for part in before[0].parts)
 
     def messages(self, prompt: str = "") -> list[dict[str, Any]]:
@@ -60,25 +95,38 @@ class Row:
         Args:
             prompt: What a caption row is asked with.
         """
-        messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in self.turns]
+        messages = [
+            {"role": each.role, "content": [_content(part) for part in each.parts]} for each in self.conversation
+        ]
         if prompt and self.is_caption:
             messages[0]["content"].append({"type": "text", "text": prompt})
         return messages
 
 
-def _content(part: str | None) -> dict[str, str]:
-    return {"type": "image"} if part is PICTURE else {"type": "text", "text": part}
+def _content(part: str | Placeholder) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
-def caption_row(caption: str, picture: Picture | TablePicture, image_id: str, source: str) -> Row:
-    """A picture and what is said of it, with nothing asked."""
-    return Row((Turn("user", (PICTURE,)), Turn("assistant", (caption,))), (picture,), (image_id,), source)
+def caption_row(caption: str, picture: Picture, image_id: str, source: str) -> Row:
+    """A picture and a caption of it, with nothing asked."""
+    return Row((Message("user", (PICTURE,)), Message("assistant", (caption,))), (picture,), (image_id,), source)
 
 
-def question_row(question: str, answer: str, picture: Picture | TablePicture, image_id: str, source: str) -> Row:
+def question_row(question: str, answer: str, picture: Picture, image_id: str, source: str) -> Row:
     """A picture, a question and its answer."""
-    turns = (Turn("user", (PICTURE, question)), Turn("assistant", (answer,)))
-    return Row(turns, (picture,), (image_id,), source)
+    messages = (Message("user", (PICTURE, question)), Message("assistant", (answer,)))
+    return Row(messages, (picture,), (image_id,), source)
+
+
+@contextmanager
+def naming_place(file: Path, place: str) -> Generator[None]:
+    """Around the making of one row: what is wrong with it becomes a `ValueError` that names its file and place."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{file}, {place}: {error} is missing.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}, {place}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +136,7 @@ class Group:
     rows: tuple[Row, ...]
 
     @property
-    def pictures(self) -> tuple[Picture | TablePicture, ...]:
+    def pictures(self) -> tuple[Picture, ...]:
         return self.rows[0].pictures
 
     @property

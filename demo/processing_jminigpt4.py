@@ -129,10 +129,23 @@ class JMiniGPT4ImageProcessor(PilBackend):
         return [self.process_image(picture, name=f"picture {i}", **kwargs) for i, picture in enumerate(pictures, 1)]
 
     def process_image(
-        self, image: PictureSource, name: str = "picture", input_data_format: str | None = None, **kwargs: Any
+        self,
+        image: PictureSource,
+        name: str = "picture",
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | None = None,
+        **kwargs: Any,
     ) -> np.ndarray:
-        """One picture to an array of `uint8`, `(3, height, width)`; see [`to_rgb`]."""
-        rgb = self.to_rgb(image, name, input_data_format=input_data_format, **kwargs)
+        """One picture to an array of `uint8`, `(3, height, width)`.
+
+        Everything passes [`to_rgb`], but for a PIL image of mode RGB with `do_convert_rgb=False`: the caller has
+        converted it. Its size is checked all the same.
+        """
+        if do_convert_rgb is False and isinstance(image, Image.Image) and image.mode == "RGB":
+            _check_size(image.width, image.height, kwargs.get("max_pixels") or self.max_pixels, name)
+            rgb = _decode(image, name)
+        else:
+            rgb = self.to_rgb(image, name, input_data_format=input_data_format, **kwargs)
         return np.moveaxis(np.asarray(rgb), -1, 0)
 
     def to_rgb(
@@ -350,7 +363,7 @@ class JMiniGPT4Processor(ProcessorMixin):
 
     def encode_segments(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> BatchFeature:
         """One conversation to token ids and training labels, segment by segment (prompt | answer | prompt | …), each
-        tokenised by itself: exactly what the model saw and said when it generated, where an answer begins behind a
+        tokenised by itself: exactly what the model read and generated, where an answer begins behind a
         finished prompt. Tokenising the joined text would merge pieces across the seam.
 
         Args:
@@ -370,15 +383,17 @@ class JMiniGPT4Processor(ProcessorMixin):
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self._render(messages[:index], text, add_generation_prompt=True)
-            answer = self._render(messages[: index + 1], text + prompt)
+            prompt = self.render_segment(messages[:index], text, add_generation_prompt=True)
+            answer = self.render_segment(messages[: index + 1], text + prompt)
             text += prompt + answer
-            prompt_ids, answer_ids = self._tokenize(prompt), self._tokenize(answer)
+            prompt_ids, answer_ids = self.tokenize_segment(prompt), self.tokenize_segment(answer)
             input_ids += prompt_ids + answer_ids
             labels += self._prompt_labels(prompt_ids, owes_end) + answer_ids
             owes_end = not any(answer.endswith(stop) for stop in self.stop_strings)
         if messages[-1]["role"] != "assistant" or add_generation_prompt:
-            prompt_ids = self._tokenize(self._render(messages, text, add_generation_prompt=add_generation_prompt))
+            prompt_ids = self.tokenize_segment(
+                self.render_segment(messages, text, add_generation_prompt=add_generation_prompt)
+            )
             input_ids += prompt_ids
             labels += self._prompt_labels(prompt_ids, owes_end)
         elif owes_end:
@@ -386,7 +401,19 @@ class JMiniGPT4Processor(ProcessorMixin):
             labels.append(self.tokenizer.eos_token_id)
         return BatchFeature({"input_ids": input_ids, "labels": labels})
 
-    def _render(self, messages: list[dict[str, Any]], before: str, add_generation_prompt: bool = False) -> str:
+    def render_segment(
+        self, messages: list[dict[str, Any]], before: str = "", add_generation_prompt: bool = False
+    ) -> str:
+        """The text by which a conversation is longer than its beginning: the next prompt, or an answer.
+
+        Args:
+            messages: Turns in the format of [`~ProcessorMixin.apply_chat_template`]; pictures in them are not opened.
+            before: The beginning, as rendered before.
+            add_generation_prompt: Whether to end with the opening of the next answer.
+
+        Raises:
+            ValueError: The template does not render the conversation as a continuation of `before`.
+        """
         text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
         if not text.startswith(before):
             raise ValueError(
@@ -394,8 +421,10 @@ class JMiniGPT4Processor(ProcessorMixin):
             )
         return text[len(before) :]
 
-    def _tokenize(self, segment: str) -> list[int]:
-        expanded = segment.replace(self.image_token, self.image_token * self.num_query_tokens)
+    def tokenize_segment(self, text: str) -> list[int]:
+        """Token ids of a rendered segment by itself, `num_query_tokens` image tokens for each picture; only what is
+        spelt in it becomes a control token, nothing is added."""
+        expanded = text.replace(self.image_token, self.image_token * self.num_query_tokens)
         return self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
     def _prompt_labels(self, prompt_ids: list[int], owes_end: bool) -> list[int]:

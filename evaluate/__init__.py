@@ -1,15 +1,15 @@
 """A checkpoint folder to a score sheet: the Japanese benchmarks, the field's metrics, and what the model says.
 
 from pathlib import Path
-from jminigpt4.evaluate import Plan, parse_request, run
+from jminigpt4.evaluate import EvaluationPlan, parse_request, run
 
-run(Plan([parse_request("ja-vg-vqa-500:sakana=JA-VG-VQA-500")], Path("evaluation"), model="model"))
+run(EvaluationPlan([parse_request("ja-vg-vqa-500:sakana=JA-VG-VQA-500")], Path("evaluation"), model="model"))
 """
 
 import importlib
 
 # Where each name lives; imported when first asked for, so that `jminigpt4 --help` does not wait for torch.
-_HOMES = {"Plan": "running", "run": "running", "parse_request": "benchmarks", "read_items": "benchmarks"}
+_HOMES = {"EvaluationPlan": "running", "run": "running", "parse_request": "benchmarks", "read_items": "benchmarks"}
 _HOMES |= {"score": "scoring", "differences": "scoring", "Answerer": "generation", "Generation": "generation"}
 
 __all__ = list(_HOMES)

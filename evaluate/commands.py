@@ -1,9 +1,18 @@
 """The verb `evaluate`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .benchmarks import BENCHMARKS, parse_request
+
+
+def named_benchmarks() -> Iterator[str]:
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.dataset is not None:
+            yield f"{name} ({' or '.join(benchmark.protocols)})" if any(benchmark.protocols) else name
 
 
 def evaluate(
@@ -14,8 +23,8 @@ def evaluate(
             "--benchmark",
             "-b",
             metavar="NAME[:PROTOCOL][=PATH]",
-            help="stair-captions, yj-captions, ja-vg-vqa, ja-vg-vqa-500, ja-vlm-bench-in-the-wild (protocols sakana, "
-            "llm-jp), heron-bench, jmmmu, or a .jsonl file of one's own; repeatable. Without =PATH from the Hub.",
+            help=f"{', '.join(named_benchmarks())}, or a .jsonl file of one's own; repeatable. "
+            "Without =PATH from the Hub.",
         ),
     ] = None,
     output: Annotated[
@@ -23,10 +32,8 @@ def evaluate(
     ] = Path("evaluation"),
     images: Annotated[list[str] | None, typer.Option(help="Folder with the pictures; repeatable.")] = None,
     prompt: Annotated[str, typer.Option(help="What captions are asked with; by default the picture alone.")] = "",
-    only: Annotated[
-        Path | None, typer.Option(help="File with the image ids that are kept, of captions and VQA.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many items of each benchmark.")] = None,
+    only: Annotated[Path | None, typer.Option(help="File with the image ids that are kept.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N items of each benchmark.")] = None,
     score_only: Annotated[
         list[Path] | None, typer.Option(help="Score these answers; nothing is generated. Repeatable.")
     ] = None,
@@ -55,8 +62,7 @@ def evaluate(
     """Ask the Japanese benchmarks' questions, score the answers by the field's protocols, and report on them."""
     import json
 
-    from .benchmarks import parse_request
-    from .running import Plan, run
+    from .running import EvaluationPlan, run
 
     chosen = {
         "batch_size": batch_size,
@@ -67,7 +73,7 @@ def evaluate(
         "top_p": top_p,
         "seed": seed,
     }
-    plan = Plan(
+    plan = EvaluationPlan(
         requests=[parse_request(each, images or (), prompt, only) for each in benchmark or []],
         output=output,
         model=model,

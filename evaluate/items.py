@@ -1,34 +1,12 @@
 """The one schema that every benchmark is read into: a question about pictures, and what counts as right."""
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..data.pictures import Picture
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture that is not opened yet.
-
-    Args:
-        name: What it is called in messages; equal names are the same picture.
-        load: Gives the bytes of the picture file.
-    """
-
-    name: str
-    load: Callable[[], bytes] = field(compare=False, repr=False)
-
-    def read(self) -> bytes:
-        """The bytes of the picture file.
-
-        Raises:
-            ValueError: They are not there; the message names the picture.
-        """
-        try:
-            return self.load()
-        except (OSError, TypeError, KeyError):
-            raise ValueError(f"The picture {self.name} cannot be read: is it still where it was?") from None
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +34,7 @@ class Item:
 
     @property
     def question(self) -> str:
-        """The text of the last turn."""
+        """The text of the last message."""
         content = self.messages[-1]["content"]
         if isinstance(content, str):
             return content
@@ -67,50 +45,26 @@ class Item:
         """Items about the same picture hang together: resampling draws all of them or none."""
         return "|".join(self.image_ids) or self.id
 
+    @property
+    def known_ids(self) -> tuple[str, ...]:
+        """The ids of its pictures, and the COCO id that the benchmark states for one of Visual Genome."""
+        return (*self.image_ids, *([self.details["coco_id"]] if "coco_id" in self.details else []))
+
 
 def ask(question: str, pictures: int = 1) -> list[dict[str, Any]]:
-    """One user turn: the pictures, then the question; an empty question is the article's prompt for a caption."""
+    """One user message: the pictures, then the question; an empty question is the article's prompt for a caption."""
     content: list[dict[str, str]] = [{"type": "image"}] * pictures
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}] if question else content}]
 
 
-class PictureFolders:
-    """Looks pictures up in several folders: Visual Genome's lie in two, COCO's in one for each split.
-
-    Args:
-        folders: Looked through in order, each with its direct subfolders.
+def open_picture(picture: Picture, image_processor: Any) -> "Image.Image":
+    """A picture, decoded to RGB by a [`JMiniGPT4ImageProcessor`].
 
     Raises:
-        FileNotFoundError: A folder does not exist.
+        ValueError: It is not there or cannot be decoded; the message names it.
     """
-
-    def __init__(self, folders: list[str | os.PathLike]):
-        self.folders: list[Path] = []
-        for folder in map(Path, folders):
-            if not folder.is_dir():
-                raise FileNotFoundError(f"The picture folder {folder} does not exist.")
-            self.folders += [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
-
-    def find(self, *names: str) -> Picture | None:
-        """The first of `names`, relative paths, that is a file in one of the folders."""
-        for folder in self.folders:
-            for name in names:
-                if (path := folder / name).is_file():
-                    return Picture(str(path), path.read_bytes)
-        return None
-
-
-def require_pictures(wanted: dict[str, Picture | None], folders: PictureFolders) -> dict[str, Picture]:
-    """`wanted` with nothing missing.
-
-    Raises:
-        FileNotFoundError: Some have not been found; the message counts them and names the first.
-    """
-    missing = [name for name, picture in wanted.items() if picture is None]
-    if missing:
-        searched = ", ".join(map(str, folders.folders[:4]))
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(wanted)} pictures are not there, the first is {missing[0]}. Looked in "
-            f"{searched}: name the folder with --images."
-        )
-    return {name: picture for name, picture in wanted.items() if picture is not None}
+    try:
+        content = picture.read()
+    except OSError:
+        raise ValueError(f"The picture {picture.name} cannot be read: is it still where it was?") from None
+    return image_processor.to_rgb(content, f"The picture {picture.name}")

@@ -9,7 +9,7 @@ from .benchmarks import Request
 
 @dataclass(frozen=True)
 class Anchor:
-    """A published score of `model` in the units of ours; `caveat` says what its protocol does besides."""
+    """A published score of `model` in this package's units; `caveat` says what its protocol does besides."""
 
     benchmark: str
     protocol: str

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import finished_file
+from ..data.json_files import json_lines
 from .items import Item
 
 PREDICTIONS = "predictions.jsonl"
@@ -20,7 +22,7 @@ class Prediction:
     Args:
         id: Id of its item.
         question: What was asked.
-        answer: What the model said.
+        answer: The text that the model generated.
         cut_off: Whether the token limit ended it; `None` where that is not known.
     """
 
@@ -55,7 +57,8 @@ class PredictionFile:
                     "choose another --output, or remove the folder."
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        with finished_file(recorded) as file:
+            file.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         self.done = {each.id: each for each in self._read_back()}
 
     def _read_back(self) -> list[Prediction]:
@@ -67,7 +70,8 @@ class PredictionFile:
         if len(whole) < len(content):
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
-        return [Prediction(**json.loads(line)) for line in whole.decode("utf-8").splitlines()]
+        # Not `splitlines`, which also parts lines at characters such as U+2028 that an answer may hold.
+        return [Prediction(**json.loads(line)) for line in whole.decode("utf-8").split("\n")[:-1]]
 
     def add(self, predictions: Sequence[Prediction]):
         """Appends answers; they are on the disk when this returns."""
@@ -80,22 +84,19 @@ class PredictionFile:
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, Prediction]:
-    """Answers by item id: our own files, or `prediction.jsonl` of llm-jp-eval-mm (`question_id`, `text`).
+    """Answers by item id: `predictions.jsonl`, or `prediction.jsonl` of llm-jp-eval-mm (`question_id`, `text`).
 
     Raises:
         FileNotFoundError: The file is not there.
         ValueError: A line is no answer, or two lines have one id.
     """
     found: dict[str, Prediction] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(Path(path)):
         try:
-            row = json.loads(line)
             foreign = "question_id" in row
             name, answer = (row["question_id"], row["text"]) if foreign else (row["id"], row["answer"])
             question = row.get("input_text", "") if foreign else row.get("question", "")
-        except (KeyError, TypeError, ValueError):
+        except KeyError:
             raise ValueError(
                 f"{path}, line {number}, is no answer: expected id and answer, or question_id and text."
             ) from None

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from .items import Item
+from ..checkpoint import finished_file
+from ..data.pictures import Picture
+from .items import Item, open_picture
 from .literature import anchors
 from .metrics.measure import Measure
 from .scoring import Result
-from .sheet import Sheet, dataset_name
+from .sheet import Sheet
 
 REPORT = "report.html"
-SHOWN = 6  # best and worst items each
+EXAMPLES = 6  # best and worst items each
 THUMBNAIL = 240  # pixels
 BARS = 20
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An item as the page shows it."""
+class Example:
+    """An item with its answer on the page; `pictures` are data addresses of JPEGs."""
 
     item: Item
     answer: str
@@ -53,9 +54,8 @@ def write_report(sheet: Sheet, folder: Path) -> Path:
         settings={name: json.dumps(each, ensure_ascii=False, indent=1) for name, each in sheet.settings.items()},
     )
     path = folder / REPORT
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    with finished_file(path) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 
@@ -68,7 +68,7 @@ def _section(result: Result, sheet: Sheet) -> dict[str, Any]:
     worst, best = _worst_and_best(result, ranking)
     return {
         "result": result,
-        "dataset": dataset_name(result),
+        "dataset": result.request.dataset,
         "pictures": len({picture for item in result.items for picture in item.pictures}),
         "anchors": anchors(result.request),
         "overlaps": [each for each in sheet.overlaps if each.benchmark == result.request.title],
@@ -79,7 +79,7 @@ def _section(result: Result, sheet: Sheet) -> dict[str, Any]:
     }
 
 
-def _worst_and_best(result: Result, ranking: Measure | None) -> tuple[list[Shown], list[Shown]]:
+def _worst_and_best(result: Result, ranking: Measure | None) -> tuple[list[Example], list[Example]]:
     """A few items from either end, no picture twice; without item scores, the first few."""
     if ranking is None or ranking.items is None:
         order = list(range(len(result.items)))
@@ -92,7 +92,7 @@ def _worst_and_best(result: Result, ranking: Measure | None) -> tuple[list[Shown
     return worst, list(_pick(result, order[half:][::-1] if half else [], ranking.items))
 
 
-def _pick(result: Result, order: list[int], scores: np.ndarray | None) -> Iterator[Shown]:
+def _pick(result: Result, order: list[int], scores: np.ndarray | None) -> Iterator[Example]:
     seen: set[str] = set()
     for place in order:
         item, prediction = result.items[place], result.predictions[place]
@@ -100,16 +100,16 @@ def _pick(result: Result, order: list[int], scores: np.ndarray | None) -> Iterat
             continue
         seen.add(item.cluster)
         score = None if scores is None else float(scores[place])
-        yield Shown(item, prediction.answer, score, prediction.cut_off, [_thumbnail(each) for each in item.pictures])
-        if len(seen) == SHOWN:
+        yield Example(item, prediction.answer, score, prediction.cut_off, [_thumbnail(each) for each in item.pictures])
+        if len(seen) == EXAMPLES:
             return
 
 
-def _thumbnail(picture: Any) -> str:
+def _thumbnail(picture: Picture) -> str:
     """A small JPEG as a data address."""
     from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
 
-    image = JMiniGPT4ImageProcessor().to_rgb(picture.read(), f"The picture {picture.name}")
+    image = open_picture(picture, JMiniGPT4ImageProcessor())
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import finished_file, remove_unfinished
 from ..data.ids import read_twins
-from .benchmarks import KINDS, Request, parse_request, read_items
+from .benchmarks import Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
 from .items import Item
 from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions
@@ -22,7 +23,7 @@ HERON_ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What an evaluation is to do.
 
     Args:
@@ -30,7 +31,7 @@ class Plan:
         output: Folder of everything that is written.
         model: Checkpoint folder or Hub id; `None` where nothing is to be answered.
         generation: Arguments of [`Generation`] that the user gave; each benchmark has its own `max_new_tokens`.
-        limit: Only so many items of each benchmark.
+        limit: Only the first of each benchmark, this many.
         answered: Files of answers to be scored in the place of a model's.
         verdicts: File of a judge's verdicts.
         judge: Name of the judge that requests are written for.
@@ -59,7 +60,7 @@ class Plan:
     progress: bool = True
 
 
-def run(plan: Plan) -> Sheet:
+def run(plan: EvaluationPlan) -> Sheet:
     """Carries out a plan: writes answers, `scores.json`, `report.html` and what belongs to them; returns the scores.
 
     Raises:
@@ -86,8 +87,9 @@ def run(plan: Plan) -> Sheet:
     return _scored(plan, Sheet(model, [], settings, overlaps), requests, examined, predictions)
 
 
-def _requests(plan: Plan) -> tuple[list[Request], list[Path], int | None]:
-    """The benchmarks, the files of answers to them, and how many items count; answers of ours know it themselves."""
+def _requests(plan: EvaluationPlan) -> tuple[list[Request], list[Path], int | None]:
+    """The benchmarks, the files of answers to them, and how many items count; where the plan names no benchmark, from
+    the settings that lie beside the answers."""
     requests, answered = list(plan.requests), list(plan.answered)
     if not answered or requests:
         if answered and len(answered) != len(requests):
@@ -107,7 +109,7 @@ def _requests(plan: Plan) -> tuple[list[Request], list[Path], int | None]:
     return requests, answered, min(limits, default=None)
 
 
-def _overlaps(plan: Plan, examined: dict[str, list[Item]]) -> Iterator[Overlap]:
+def _overlaps(plan: EvaluationPlan, examined: dict[str, list[Item]]) -> Iterator[Overlap]:
     twins = read_twins(plan.twins) if plan.twins else None
     for file in plan.training:
         for title, items in examined.items():
@@ -128,19 +130,19 @@ def _given(
 
 
 def _asked(
-    plan: Plan, requests: Sequence[Request], examined: dict[str, list[Item]]
+    plan: EvaluationPlan, requests: Sequence[Request], examined: dict[str, list[Item]]
 ) -> tuple[dict[str, list[Prediction]], dict[str, dict[str, Any]], str]:
     """Has the model answer what it has not answered yet."""
     from tqdm import tqdm
 
+    from ..inference.loading import fingerprint, load_checkpoint
     from .generation import Answerer, Generation
-    from .loading import fingerprint, load
 
-    model, processor = load(str(plan.model), plan.device, plan.dtype)
+    model, processor = load_checkpoint(str(plan.model), plan.device, plan.dtype)
     predictions, settings = {}, {}
     for request in requests:
         items = examined[request.title]
-        chosen: dict[str, Any] = {"max_new_tokens": KINDS[request.name].max_new_tokens, **plan.generation}
+        chosen: dict[str, Any] = {"max_new_tokens": request.benchmark.max_new_tokens, **plan.generation}
         generation = Generation(**chosen)
         settings[request.title] = {
             "model": str(plan.model),
@@ -151,8 +153,8 @@ def _asked(
             "dtype": str(model.dtype).removeprefix("torch."),
             **_versions(),
         }
-        answerer = Answerer(model, processor, generation)
-        settings[request.title]["unanswerable"] = len(answerer.unanswerable(items))
+        answerer = Answerer(model, processor, generation, items)
+        settings[request.title]["unanswerable"] = len(answerer.unanswerable)
         file = PredictionFile(plan.output / request.title, settings[request.title])
         done = set(file.done)
         with tqdm(
@@ -162,7 +164,7 @@ def _asked(
             unit="item",
             disable=None if plan.progress else True,
         ) as bar:
-            for batch in answerer.answers(items, done):
+            for batch in answerer.answers(done):
                 file.add(batch)
                 bar.update(len(batch))
         predictions[request.title] = in_order(items, file.done, file.path)
@@ -186,7 +188,7 @@ def _versions() -> dict[str, str]:
 
 
 def _scored(
-    plan: Plan,
+    plan: EvaluationPlan,
     sheet: Sheet,
     requests: Sequence[Request],
     examined: dict[str, list[Item]],
@@ -205,13 +207,16 @@ def _scored(
         sheet.results.append(result)
         folder = plan.output / request.title
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / IMAGE_IDS).write_text("\n".join(benchmark_ids(items)) + "\n", encoding="utf-8")
-        if KINDS[request.name].scoring == "judge":
+        remove_unfinished(folder)
+        with finished_file(folder / IMAGE_IDS) as file:
+            file.write_text("\n".join(benchmark_ids(items)) + "\n", encoding="utf-8")
+        if request.benchmark.scoring == "judge":
             _write_for_judge(folder, items, [each.answer for each in answers], sheet.model, plan.judge)
         if plan.export is not None:
             from .bridges.llm_jp import export_predictions
 
             export_predictions(plan.export, request, items, answers, sheet.model)
+    remove_unfinished(plan.output)
     sheet.write(plan.output)
     write_report(sheet, plan.output)
     return sheet
@@ -224,7 +229,7 @@ def _compare(folder: Path, result: Result, verdicts: dict | None) -> str:
         raise FileNotFoundError(f"{folder} holds no answers to {result.request.title}: expected {path}.")
     recorded = path.parent / SETTINGS
     name = json.loads(recorded.read_text(encoding="utf-8"))["model"] if recorded.is_file() else str(folder)
-    if KINDS[result.request.name].scoring == "judge":
+    if result.request.benchmark.scoring == "judge":
         result.notes.append(f"Not compared with {name}: verdicts are of one model's answers.")
         return name
     answers = in_order(result.items, read_predictions(path), path)
@@ -239,5 +244,5 @@ def _write_for_judge(folder: Path, items: Sequence[Item], answers: list[str], mo
         (JUDGE_REQUESTS, judge_requests(items, answers, judge)),
         (HERON_ANSWERS, heron_answers(items, answers, model)),
     ):
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / name).write_text(text, encoding="utf-8")
+        with finished_file(folder / name) as file:
+            file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

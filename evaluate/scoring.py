@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .benchmarks import KINDS, Request
+from .benchmarks import Request
 from .intervals import RESAMPLES, Difference, compare, holm, interval
 from .items import Item
 from .metrics.captions import caption_measures
@@ -104,7 +104,7 @@ def _counted(measure: Measure) -> np.ndarray:
 def _measures(
     request: Request, items: Sequence[Item], answers: list[str], verdicts: dict[str, tuple[float, float]] | None
 ) -> tuple[list[Measure], list[str]]:
-    scoring = KINDS[request.name].scoring
+    scoring = request.benchmark.scoring
     references = [item.references for item in items]
     if scoring == "captions":
         return caption_measures(answers, references), []

@@ -2,18 +2,15 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import KINDS
+from ..checkpoint import SCORES, finished_file
 from .contamination import Overlap
 from .intervals import RESAMPLES
 from .scoring import Result
-
-SCORES = "scores.json"
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Sheet:
             {
                 "model": self.model,
                 "benchmarks": [
-                    {"name": result.request.title, "dataset": dataset_name(result), **asdict(score)}
+                    {"name": result.request.title, "dataset": result.request.dataset, **asdict(score)}
                     for result in self.results
                     for score in result.scores
                 ],
@@ -71,9 +68,8 @@ class Sheet:
     def write(self, folder: Path) -> Path:
         """Writes `scores.json` as a whole and returns its path."""
         path = folder / SCORES
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with finished_file(path) as file:
+            file.write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> str:
@@ -91,13 +87,6 @@ class Sheet:
             for score in result.scores
         ]
         return "\n".join(_aligned(rows))
-
-
-def dataset_name(result: Result) -> str:
-    """The owners' name of the data set; one's own has that of its file."""
-    if result.request.path is not None and KINDS[result.request.name].dataset == "own":
-        return result.request.path.name
-    return KINDS[result.request.name].dataset
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

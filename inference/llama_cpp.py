@@ -123,11 +123,14 @@ class LlamaCppCache(Cache):
             self._lengths[row] = max(0, length + tokens_to_remove)
             self._weights.library.llama_memory_seq_rm(self._memory, row, self._lengths[row], -1)
 
-    def batch_repeat_interleave(self, repeats: int):
-        """Gives `repeats` rows the positions of the first."""
-        for row in range(1, repeats):
-            self._weights.library.llama_memory_seq_cp(self._memory, 0, row, -1, -1)
-        self._lengths = [self._lengths[0]] * repeats
+    def batch_select_indices(self, indices: torch.Tensor):
+        """Gives row `i` the positions of row `indices[i]`, which has to be `i` or a row before it."""
+        lengths = list(self._lengths)
+        for row, source in reversed(list(enumerate(indices.tolist()))):  # a source is overwritten after its last use
+            if source != row:
+                self._weights.library.llama_memory_seq_rm(self._memory, row, -1, -1)
+                self._weights.library.llama_memory_seq_cp(self._memory, source, row, -1, -1)
+            self._lengths[row] = lengths[source]
 
     def read(self, positions: Sequence[Position]) -> np.ndarray:
         """Reads positions behind those that are there; returns the scores behind the wanted ones, `(wanted,
@@ -222,7 +225,7 @@ class LlamaCppForConditionalGeneration(JMiniGPT4ForConditionalGeneration):
         """
         kept = past_key_values if cache is None else cache
         if not isinstance(kept, LlamaCppCache):
-            raise ValueError("llama.cpp keeps its own keys and values (`new_cache`) and speaks without beams.")
+            raise ValueError("llama.cpp keeps its own keys and values (`new_cache`) and generates without beams.")
         embeddings = self._embeddings(input_ids, pixel_values, query_features, mm_encoder_outputs)
         positions = self._positions(input_ids, attention_mask, embeddings)
         scores = torch.from_numpy(kept.read(positions))

@@ -242,3 +242,24 @@ def test_damaged_exif_is_no_reason_to_refuse(image_processor):
     picture = Image.fromarray(noise(4, 6, 3))
     picture.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
     assert np.array_equal(np.asarray(image_processor.to_rgb(picture)), noise(4, 6, 3))
+
+
+def test_what_has_been_converted_is_not_converted_again(image_processor, monkeypatch):
+    """`do_convert_rgb=False` holds for RGB images alone, and no size passes unchecked."""
+    rgb = image_processor.to_rgb(Image.fromarray(noise(20, 30, 3)))
+    expected = image_processor(rgb)["pixel_values"][0]
+    converted = []
+    to_rgb = type(image_processor).to_rgb
+    monkeypatch.setattr(
+        type(image_processor),
+        "to_rgb",
+        lambda self, *args, **kwargs: converted.append(1) or to_rgb(self, *args, **kwargs),
+    )
+    assert np.array_equal(image_processor(rgb, do_convert_rgb=False)["pixel_values"][0], expected)
+    assert converted == []
+    others = [rgb.convert("RGBA"), np.asarray(rgb), rgb.convert("P")]
+    assert np.array_equal(image_processor(others, do_convert_rgb=False)["pixel_values"][1], expected)
+    assert np.array_equal(image_processor(rgb)["pixel_values"][0], expected)
+    assert len(converted) == 4
+    with pytest.raises(ValueError, match=r"picture 1 has 30 x 20 = 600 pixels; at most 500"):
+        image_processor(rgb, do_convert_rgb=False, max_pixels=500)

@@ -156,8 +156,8 @@ def test_no_mixture_of_hostile_text_makes_a_control_token(processor, pieces):
 def test_assistant_mask_marks_the_answers(processor):
     messages = [user(RED, "何色?"), assistant("赤"), user("本当?"), assistant("はい")]
     out = encode(processor, messages, add_generation_prompt=False, return_assistant_tokens_mask=True)
-    spoken = out["input_ids"][0][out["assistant_masks"][0].bool()]
-    assert processor.tokenizer.decode(spoken).replace(" ", "") == "赤はい"
+    answers = out["input_ids"][0][out["assistant_masks"][0].bool()]
+    assert processor.tokenizer.decode(answers).replace(" ", "") == "赤はい"
 
 
 def test_segments_are_what_generation_sees(processor):
@@ -185,13 +185,26 @@ def test_segments_of_a_longer_conversation(processor):
     assert going_on["labels"] == [*[-100] * len(first), *one, EOS, *[-100] * (len(between) - 1)]
 
 
+def test_a_segment_is_what_a_conversation_adds(processor):
+    messages = [user(RED, "何色?"), assistant("赤"), user("本当?")]
+    prompt = processor.render_segment(messages[:1], add_generation_prompt=True)
+    answer = processor.render_segment(messages[:2], prompt)
+    assert (prompt, answer) == ("<s>ユーザー: <IMG><ImageHere></IMG> 何色?<NL>システム: ", "赤")
+    rest = processor.render_segment(messages, prompt + answer, add_generation_prompt=True)
+    assert rest == "<NL>ユーザー: 本当?<NL>システム: "
+    ids = [token for segment in (prompt, answer, rest) for token in processor.tokenize_segment(segment)]
+    assert ids == processor.encode_segments(messages, add_generation_prompt=True)["input_ids"]
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        processor.render_segment(messages, "<s>ユーザー: 何?")
+
+
 def test_line_breaks_and_stop_strings(make_processor):
     processor = make_processor()
     for typed in ("一行目\n二行目", "一行目\r\n二行目", "一行目<NL>二行目"):
         ids = encode(processor, [user(typed)])["input_ids"][0].tolist()
         assert ids == [BOS, *plain(processor, "ユーザー: 一行目<NL>二行目<NL>システム: ")]
-    spoken = torch.tensor([plain(processor, "赤<NL>青")])
-    assert processor.post_process_image_text_to_text(spoken) == ["赤\n青"]
+    generated = torch.tensor([plain(processor, "赤<NL>青")])
+    assert processor.post_process_image_text_to_text(generated) == ["赤\n青"]
     assert processor.trim_answer(" 赤<NL>青<NL>ユーザー: もっと") == "赤\n青"
 
 

@@ -7,7 +7,7 @@ train("model", "captions.jsonl", output="run", recipe="stage1", cache="features"
 
 from typing import Any
 
-__all__ = ["Recipe", "train"]
+__all__ = ["Recipe", "dry_run", "train"]
 
 
 def __getattr__(name: str) -> Any:

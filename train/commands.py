@@ -1,13 +1,16 @@
 """The verbs `train`, `features` and `data` of the command line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..data.readers import READERS, as_source, read_source
+
+FORMATS = "; ".join(reader.layout for reader in READERS.values())
 Data = Annotated[
-    list[str] | None, typer.Argument(help="Data files or folders; NAME=PATH names one. Default: the recipe's.")
+    list[str] | None,
+    typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {FORMATS}."),
 ]
 Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
 Recipe = Annotated[str, typer.Option(help="stage1, stage2, article-stair-vg, or a YAML file.")]
@@ -60,41 +63,27 @@ def train(
 ):
     """Train the projection of a model on pictures and texts."""
     from . import engine
-    from .export import export as export_model
+    from .distributed import init_processes
     from .recipe import Recipe
 
-    if export is not None and export.exists():
-        raise FileExistsError(f"{export} exists already: choose another folder for --export.")
+    echo = typer.echo if init_processes().is_main_process else lambda text: None
     chosen = Recipe.load(recipe, **_changes(changes))
-    run = engine.prepare(
-        model, _sources(data, images), chosen, None, cache, projection, max_steps=max_steps, overfit=overfit
-    )
+    given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
-        for name, value in run.dry_run().items():
-            typer.echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
+        for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():
+            echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
         return
-    result = run.train(output, resume, report_to, workers=workers)
-    echo = typer.echo if run.state.is_main_process else lambda text: None
+    given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers}
+    result = engine.train(model, _sources(data, images), output, chosen, **given)
     echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:
         echo(f"validation loss {result.eval_loss:.4f}")
     if result.bad_pictures:
         echo(f"{len(result.bad_pictures)} bad pictures: {result.output / 'bad_pictures.jsonl'}")
-    if overfit is not None:
-        for line in _answers(run):
-            echo(line)
-    if export is not None and run.state.is_main_process:
-        echo(f"model: {export_model(model, output, export)}")
-
-
-def _answers(run: Any) -> Iterator[str]:
-    """What the model says of the pictures it was to learn by heart."""
-    from .sampling import Samples
-
-    rows = [group.rows[0] for source in run.sources for group in source.training]
-    samples = Samples(run.model, run.processor, rows, run.encoder, Path(), 1)
-    for number, row in enumerate(rows):
-        yield f"expected {row.turns[-1].parts[0]!r}, answered {samples.answer(number, row)!r}"
+    for expected, answer in result.answers:
+        echo(f"expected {expected!r}, answered {answer!r}")
+    if export is not None:
+        echo(f"model: {export}")
 
 
 def features(
@@ -107,22 +96,21 @@ def features(
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
 ):
     """Compute the query features of pictures once, for any number of trainings."""
-    from accelerate import PartialState
-
-    from ..data.readers import as_source, read_source
-    from .features import FeatureCache, PictureEncoder
+    from .distributed import init_processes
+    from .features import FeatureCache, PictureEncoder, fill_together
     from .frozen import load_model
     from .recipe import Recipe
 
+    state = init_processes()
     sources = [as_source(each) for each in _sources(data, images) or []]
     pictures = [picture for source in sources for row in read_source(source) for picture in row.pictures]
-    state = PartialState()
     loaded, processor = load_model(model, None, Recipe())
     store = FeatureCache(cache, PictureEncoder(loaded.to(state.device), processor, views, batch_size), dtype)
-    bad = store.fill(pictures, state.process_index, state.num_processes)
-    for each in bad:
-        typer.echo(f"left out: {each.reason}", err=True)
-    typer.echo(f"{len(store):,} pictures in {cache}; {len(bad):,} bad")
+    bad = fill_together(store, pictures, state)
+    if state.is_main_process:
+        for each in bad:
+            typer.echo(f"left out: {each.reason}", err=True)
+        typer.echo(f"{len(store):,} pictures in {cache}; {len(bad):,} bad")
 
 
 def data(
@@ -140,7 +128,6 @@ def data(
     from transformers import AutoProcessor
 
     from .. import DEMO
-    from ..data.readers import as_source, read_source
     from .inspection import inspect
 
     rows = [row for source in _sources(data, images) or [] for row in read_source(as_source(source))]

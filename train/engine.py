@@ -1,10 +1,11 @@
-"""`train`: a model, data and a recipe in, a trained projection out."""
+"""`train`: a model, data and a recipe in, a trained projection out; `dry_run`: what that will take."""
 
+import copy
 import json
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments
 
+from ..checkpoint import finished_file, remove_unfinished
+from .distributed import TIMEOUT, from_all, from_first, init_processes
+from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .frozen import load_model, load_trained, save_trained
 from .loss import PackLoss
@@ -25,7 +29,7 @@ from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import passes, shard_language
 from .sources import BadPictures, SourceData, fill_cache, read_data
-from .steps import RowEncoder, StepDataset, first_rows
+from .steps import RowEncoder, Step, StepDataset, first_rows
 from .trainer import ProjectionTrainer, check_order, newest_checkpoint
 
 
@@ -40,7 +44,8 @@ class Training:
         eval_loss: Loss on the validation pictures, or `None`.
         output: Folder with `projection.safetensors`, `metrics.jsonl`, `learning_curve.png`, `recipe.yaml` and the
             checkpoints.
-        bad_pictures: Pictures that could not be read.
+        bad_pictures: Pictures that could not be read, by any process.
+        answers: With `overfit`, the expected and the generated answer for each of the pictures; else empty.
     """
 
     model: Any
@@ -49,6 +54,7 @@ class Training:
     eval_loss: float | None
     output: Path
     bad_pictures: list[BadPicture]
+    answers: list[tuple[str, str]] = field(default_factory=list)
 
 
 def train(
@@ -63,16 +69,18 @@ def train(
     resume: bool = True,
     max_steps: int | None = None,
     overfit: int | None = None,
+    export: str | os.PathLike | None = None,
     report_to: str = "none",
     progress: bool = True,
     workers: int = 0,
     **changes: Any,
 ) -> Training:
-    """Trains the projection of a model on pictures and texts.
+    """Trains the projection of a model on pictures and texts; under torchrun or `accelerate launch`, in all processes
+    together.
 
     Args:
         model: Folder or Hub name of a jminigpt4 checkpoint, or a loaded model (then give its `processor`).
-        data: A file or folder, a [`Source`], a list of them, or a list of [`Row`]; by default the recipe's own.
+        data: A file or folder, a [`DataSource`], a list of them, or a list of [`Row`]; by default the recipe's own.
         output: Folder of the run. A run that was interrupted goes on from its newest complete checkpoint.
         recipe: A [`Recipe`], the name of one, or a YAML file.
         processor: The processor of a loaded model.
@@ -81,6 +89,7 @@ def train(
         resume: Whether to go on where an earlier run in `output` stopped; off, its checkpoints are an error.
         max_steps: Stop after so many optimiser steps.
         overfit: Learn so many pictures by heart, which shows that data, tokens and labels belong together.
+        export: Folder to make, at the end, of the whole model with the trained projection; see [`export`].
         report_to: Where transformers' `Trainer` reports to, besides `metrics.jsonl`.
         progress: Whether to show progress bars.
         workers: Processes that prepare steps ahead.
@@ -90,18 +99,49 @@ def train(
         [`Training`].
 
     Raises:
-        FileExistsError: `output` holds checkpoints and `resume` is off.
+        FileExistsError: `output` holds checkpoints and `resume` is off, or `export` is there already.
         FileNotFoundError: Model, data or recipe is not there.
-        ValueError: Data or recipe is not in order, or too many pictures are bad.
+        ValueError: Data or recipe is not in order, too many pictures are bad, a loaded model is to be exported, or
+            processes are not started as [`init_processes`] needs it.
     """
-    run = prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
-    return run.train(Path(output), resume, report_to, progress, workers)
+    if export is not None:
+        if not isinstance(model, str | os.PathLike):
+            raise ValueError("Only a model given as a folder or Hub name can be exported: its files are taken over.")
+        if Path(export).exists():
+            raise FileExistsError(f"{export} exists already: choose another folder for the exported model.")
+    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
+    result = run.train(Path(output), resume, report_to, progress, workers)
+    if overfit is not None:
+        result = replace(result, answers=run.answers())
+    if export is not None:
+        if run.state.is_main_process:
+            export_model(model, output, export)
+        run.state.wait_for_everyone()
+    return result
 
 
-def prepare(
+def dry_run(
+    model: Any, data: Any = None, recipe: Recipe | str | os.PathLike = "stage1", **options: Any
+) -> dict[str, float]:
+    """One step, forward and backward, without learning from it: what a run will take. Fills the cache, if there is
+    one, and writes nothing else.
+
+    Args:
+        model, data, recipe: As of [`train`], whose errors these are as well.
+        options: `processor`, `cache`, `projection`, `max_steps`, `overfit`, `progress` and changes of [`train`].
+
+    Returns:
+        `steps` of the run; `rows`, `tokens`, `packs` and `supervised_tokens_per_row` of the first step, over all
+        processes; the `loss` of its first pack; `seconds` and `peak_memory_gb` of the process that took most; and
+        the `hours` that all steps would take at this pace.
+    """
+    return _prepare(model, data, recipe, **options).dry_run()
+
+
+def _prepare(
     model: Any,
-    data: Any = None,
-    recipe: Recipe | str | os.PathLike = "stage1",
+    data: Any,
+    recipe: Recipe | str | os.PathLike,
     processor: Any = None,
     cache: str | os.PathLike | None = None,
     projection: str | os.PathLike | None = None,
@@ -110,12 +150,12 @@ def prepare(
     progress: bool = True,
     **changes: Any,
 ) -> "Run":
-    """All that `train` does before the first step; arguments as there."""
+    """All that comes before the first step; arguments as of `train`."""
+    state = init_processes()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     recipe = recipe.with_(**changes)
     if overfit is not None:
         recipe, max_steps = by_heart(recipe, overfit), max_steps or 200
-    state = PartialState()
     sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
     if overfit is not None:
         sources = _first_groups(sources, overfit)
@@ -126,7 +166,7 @@ def prepare(
     if projection is not None:
         load_trained(model, Path(projection))
     encoder = PictureEncoder(model, processor, views=recipe.views if recipe.augmentation and cache else 0)
-    bad = BadPictures(recipe, sum(len(group.pictures) for source in sources for group in source.training))
+    bad = BadPictures(recipe, len(_pictures(sources)))
     pictures: PictureEncoder | FeatureCache = encoder
     if cache is not None:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
@@ -134,6 +174,12 @@ def prepare(
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
     return run
+
+
+def _pictures(sources: list[SourceData]) -> set[str]:
+    """Names of the distinct pictures, those for validation as well."""
+    groups = [group for source in sources for group in (*source.training, *source.validation)]
+    return {picture.name for group in groups for picture in group.pictures}
 
 
 def by_heart(recipe: Recipe, pictures: int) -> Recipe:
@@ -242,7 +288,10 @@ class Run:
     ) -> Training:
         """Trains from the newest checkpoint in `output`, or from the start; arguments as of `train`."""
         output.mkdir(parents=True, exist_ok=True)
-        checkpoint = newest_checkpoint(output, self.state.is_main_process)
+        if self.state.is_main_process:
+            remove_unfinished(output)
+        # What was unfinished may be put back as a checkpoint: the first process looks after that, and all take its.
+        checkpoint = from_first(newest_checkpoint(output) if self.state.is_main_process else None)
         if checkpoint is not None:
             if not resume:
                 raise FileExistsError(f"{output} holds {checkpoint.name} of an earlier run: choose another output.")
@@ -285,7 +334,9 @@ class Run:
             per_device_train_batch_size=1,
             max_grad_norm=self.recipe.max_grad_norm,
             # rinna's files are float16: what passes through such a model needs its gradient scaled.
-            fp16=self.model.dtype == torch.float16 and torch.cuda.is_available(),
+            fp16=self.model.dtype == torch.float16 and self.device.type == "cuda",
+            use_cpu=self.device.type == "cpu",
+            ddp_timeout=int(TIMEOUT.total_seconds()),
             logging_steps=self.recipe.log_steps,
             logging_nan_inf_filter=False,
             save_strategy="steps",
@@ -299,6 +350,8 @@ class Run:
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
         )
+        # One process trains on one device: its packs cannot be split as batches are, by `torch.nn.DataParallel`.
+        arguments._n_gpu = min(1, arguments.n_gpu)
         titles = [source.title for source in self.sources]
         trainer = ProjectionTrainer(
             self.loss, arguments, self.recipe, self.steps, self.validation, self.encoder, titles, self.bad.note
@@ -317,13 +370,34 @@ class Run:
             everywhere=self.recipe.shard_language,
         )  # fmt: skip
 
+    def answers(self) -> list[tuple[str, str]]:
+        """The expected and the generated answer to the first row about each group of pictures in training."""
+        rows = [group.rows[0] for source in self.sources for group in source.training]
+        lines = Samples(self.model, self.processor, rows, self.encoder, Path(), 1).lines(0)
+        return [(line["expected"], line["answer"]) for line in lines]
+
     def _write_results(self, output: Path):
         save_trained(self.model, output)
         if self.bad.found:
             lines = [json.dumps({"picture": each.name, "reason": each.reason}) for each in self.bad.found.values()]
-            (output / "bad_pictures.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            with finished_file(output / "bad_pictures.jsonl") as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         if (output / "metrics.jsonl").is_file():
             draw_learning_curve(output / "metrics.jsonl", output / "learning_curve.png")
+
+    def _first_step(self) -> Step:
+        """The first share of a step that holds something to learn, the same one in every process.
+
+        Raises:
+            ValueError: There is none.
+        """
+        shares = copy.copy(self.steps)
+        for index in range(len(self.steps)):
+            for rank in range(self.steps.world):
+                shares.rank = rank
+                if (step := shares[index]).packs:
+                    return step
+        raise ValueError("No row of the data has a token to learn: are all pictures bad?")
 
     @torch.no_grad()
     def first_loss(self) -> float:
@@ -335,9 +409,7 @@ class Run:
         Raises:
             ValueError: The loss is not a number, or no row has a token to learn.
         """
-        step = next((step for step in (self.steps[index] for index in range(len(self.steps))) if step.packs), None)
-        if step is None:
-            raise ValueError("No row of the data has a token to learn: are all pictures bad?")
+        step = self._first_step()
         self.model.eval()
         pack = step.packs[0].to(self.device)
         loss = self.loss(pack, self.encoder.features(step.query_features, step.pixel_values)).mean().item()
@@ -345,10 +417,10 @@ class Run:
             dtype = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(
                 f"The loss before the first step is {loss}: the language model in {dtype} overflows, or its weights "
-                "are not numbers. Load it with precision bf16 or fp32, and check that its files are whole."
+                "are not numbers. Load it with dtype bfloat16 or float32, and check that its files are whole."
             )
         blind = math.log(self.model.config.text_config.vocab_size)
-        if abs(loss - blind) < 0.02 * blind:
+        if self.state.is_main_process and abs(loss - blind) < 0.02 * blind:
             tqdm.write(
                 f"Warning: the loss before the first step is {loss:.3f} and ln(vocabulary) is {blind:.3f}: the "
                 "language model guesses blindly. Were its weights loaded, and are they this tokenizer's?"
@@ -356,12 +428,7 @@ class Run:
         return loss
 
     def dry_run(self) -> dict[str, float]:
-        """One step, forward and backward, without learning from it: what a run will take.
-
-        Returns:
-            `steps`, `rows`, `tokens`, `packs`, `supervised_tokens_per_row` of the first step, its `loss`, `seconds`
-            and `peak_memory_gb`, and the `hours` that all steps would take at this pace.
-        """
+        """See the function [`dry_run`]."""
         loss = self.first_loss()
         self.model.train()
         start = time.perf_counter()
@@ -371,17 +438,19 @@ class Run:
         for pack, pictures in passes(step.packs, features, self.model.config, self.device, spread):
             torch.autograd.backward(self.loss(pack, pictures).sum())
         self.model.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - start
+        supervised = sum(len(pack.targets) for pack in step.packs)
+        own = (step.rows, step.tokens, len(step.packs), supervised, time.perf_counter() - start, peak_memory_gb())
+        rows, tokens, packs, supervised, seconds, memory = zip(*from_all([own]), strict=True)
         return {
             "steps": len(self.steps),
-            "rows": step.rows,
-            "tokens": step.tokens,
-            "packs": len(step.packs),
-            "supervised_tokens_per_row": sum(len(pack.targets) for pack in step.packs) / max(1, step.rows),
+            "rows": sum(rows),
+            "tokens": sum(tokens),
+            "packs": sum(packs),
+            "supervised_tokens_per_row": sum(supervised) / max(1, sum(rows)),
             "loss": loss,
-            "seconds": seconds,
-            "peak_memory_gb": peak_memory_gb(),
-            "hours": seconds * len(self.steps) / 3600,
+            "seconds": max(seconds),
+            "peak_memory_gb": max(memory),
+            "hours": max(seconds) * len(self.steps) / 3600,
         }
 
 
@@ -395,4 +464,5 @@ def _write_recipe(recipe: Recipe, output: Path):
     import yaml
 
     text = yaml.safe_dump(recipe.values(), allow_unicode=True, sort_keys=False)
-    (output / "recipe.yaml").write_text(text, encoding="utf-8")
+    with finished_file(output / "recipe.yaml") as temporary:
+        temporary.write_text(text, encoding="utf-8")

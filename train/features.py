@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from ..checkpoint import DTYPES, finished_file, remove_unfinished
 from ..data.pictures import Picture, TablePicture
 from .augmentation import random_resized_crop
+from .distributed import from_all
 
 FINGERPRINT = "fingerprint.json"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class PictureEncoder:
             image if seed is None else random_resized_crop(image, (size["height"], size["width"]), seed)
             for seed in seeds
         ]
-        return self.image_processor(images=views, return_tensors="pt")["pixel_values"]
+        return self.image_processor(images=views, do_convert_rgb=False, return_tensors="pt")["pixel_values"]
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(n, 3, height, width)` to query features `(n, num_query_tokens, size)`, on the model's device."""
@@ -153,7 +155,7 @@ class FeatureCache:
                 )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _finished_file(path) as temporary:
+            with finished_file(path) as temporary:
                 temporary.write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def load(self):
@@ -247,10 +249,10 @@ class FeatureCache:
             views = max(1, self.encoder.views)
             features = torch.cat(encoded).unflatten(0, (len(digests), views)).contiguous()
             table = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32).copy())
-            with _finished_file(self.folder / f"features-{name}.safetensors") as temporary:
+            with finished_file(self.folder / f"features-{name}.safetensors") as temporary:
                 save_file({"features": features, "digests": table}, temporary)
         if stamps:
-            with _finished_file(self.folder / f"stamps-{name}.json") as temporary:
+            with finished_file(self.folder / f"stamps-{name}.json") as temporary:
                 temporary.write_text(json.dumps(stamps), encoding="utf-8")
         self.load()
 
@@ -283,6 +285,31 @@ class FeatureCache:
             return None
 
 
+def fill_together(
+    cache: FeatureCache,
+    pictures: Iterable[Picture | TablePicture],
+    state: PartialState,
+    progress: bool = True,
+    watch: Callable[[BadPicture], None] | None = None,
+) -> list[BadPicture]:
+    """Computes what a cache misses, every process of the group its share, and returns the bad pictures of all.
+
+    Args:
+        cache: The cache, the same folder in all processes.
+        pictures, watch: As of [`FeatureCache.fill`]; all processes name the same pictures.
+        state: From `init_processes`.
+        progress: Whether the first process shows a progress bar.
+    """
+    first = state.is_main_process
+    if first:
+        remove_unfinished(cache.folder)
+    state.wait_for_everyone()  # what another process has just begun is not to be taken for a leftover
+    bad = cache.fill(pictures, state.process_index, state.num_processes, progress=progress and first, watch=watch)
+    bad = from_all(bad)  # every process has written its files by then
+    cache.load()
+    return bad
+
+
 def _batches(pictures: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
     batch = []
     for picture in pictures:
@@ -292,21 +319,3 @@ def _batches(pictures: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tens
             batch = []
     if batch:
         yield torch.stack(batch)
-
-
-class _finished_file:
-    """A file that appears under its name only when it is complete and on the disk."""
-
-    def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *rest: Any):
-        if kind is None:
-            with open(self.temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)

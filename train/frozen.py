@@ -9,7 +9,6 @@ import torch
 from ..checkpoint import read_projection, save_projection
 from .recipe import Recipe
 
-DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER, ADAPTER_NAME = "adapter", "default"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What peft puts before the names of an adapter's weights on disk.
@@ -20,18 +19,12 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     """Model and processor, everything but the projection (and adapters) frozen, the projection in float32.
 
     Raises:
-        ValueError: A loaded model without its processor.
+        ValueError: A loaded model without its processor, or as `load_checkpoint`.
+        OSError: As `load_checkpoint`.
     """
-    from transformers import AutoProcessor
-
-    from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
-
     if isinstance(model, str | os.PathLike):
-        options: dict[str, Any] = {"dtype": DTYPES[recipe.precision]}
-        if recipe.load_in_8bit:
-            options["quantization_config"] = _eight_bits()
-        processor = processor or AutoProcessor.from_pretrained(model)
-        model = JMiniGPT4ForConditionalGeneration.from_pretrained(model, **options)
+        model, stored_processor = _load(os.fspath(model), recipe)
+        processor = processor or stored_processor
     elif processor is None:
         raise ValueError("A loaded model needs its processor: pass `processor`.")
     if recipe.attention != "auto":
@@ -42,15 +35,24 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     if recipe.lora:
         add_lora(model, recipe.lora)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.24 calls `activation_checkpointing_enable` what was `gradient_checkpointing_enable` before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model, processor
 
 
-def _eight_bits() -> Any:
-    from transformers import BitsAndBytesConfig
+def _load(model: str, recipe: Recipe) -> tuple[Any, Any]:
+    from accelerate import PartialState
 
-    kept = ["model.vision_model", "model.vision_layernorm", "model.qformer", "model.language_projection", "lm_head"]
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    from ..inference.loading import checkpoint_config, load_checkpoint
+
+    device = PartialState().device
+    dtype = None if recipe.dtype == "auto" else recipe.dtype
+    if recipe.shard_language and device.type != "cpu":
+        # Sharding takes layer by layer from the CPU, but they are computed where the stored dtype is not slow.
+        dtype = dtype or str(checkpoint_config(model).dtype).removeprefix("torch.")
+        device = "cpu"
+    return load_checkpoint(model, device, dtype, quantize="8bit" if recipe.load_in_8bit else None)
 
 
 def add_lora(model: Any, rank: int):

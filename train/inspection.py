@@ -8,10 +8,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.rows import PICTURE, Row
+from ..data.id_lists import read_ids, unmatched_line
+from ..data.rows import Row
 from .features import BadPicture
 from .packing import IGNORED
-from .selection import CocoTwins, exclude, read_ids
+from .selection import CocoTwins, exclude, not_in
 from .steps import RowEncoder
 
 
@@ -28,6 +29,7 @@ class Inspection:
         duplicate_rows: Rows that say the same of the same pictures as an earlier one.
         duplicate_pictures: Picture files with the content of another.
         overlap: Rows about pictures of the evaluation sets given, by their file.
+        unmatched: Sentences about ids of those files that match no picture.
         tokens: Lengths of rows in tokens: smallest, median, 99 in 100, largest; and the answers' median.
         examples: Three rows as the model sees them.
     """
@@ -41,6 +43,7 @@ class Inspection:
     duplicate_rows: int = 0
     duplicate_pictures: int = 0
     overlap: dict[str, int] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
@@ -53,6 +56,7 @@ class Inspection:
         yield f"  duplicates: {self.duplicate_rows:,} rows; {self.duplicate_pictures:,} pictures of equal content"
         for name, count in self.overlap.items():
             yield f"  rows about pictures of {name}: {count:,}"
+        yield from (f"  {line}" for line in self.unmatched)
         if self.tokens:
             numbers = ", ".join(f"{name} {value}" for name, value in self.tokens.items())
             yield f"  tokens a row: {numbers}"
@@ -101,9 +105,12 @@ def _inspect(
         except ValueError as error:
             found.broken.append(BadPicture(picture.name, str(error)))
     found.duplicate_pictures = sum(contents.values()) - len(contents)
-    found.duplicate_rows = len(rows) - len({(row.turns, row.image_ids) for row in rows})
+    found.duplicate_rows = len(rows) - len({(row.conversation, row.image_ids) for row in rows})
     for path in against:
-        found.overlap[str(path)] = len(rows) - len(exclude(rows, read_ids(path), twins))
+        ids = read_ids(path)
+        found.overlap[str(path)] = len(rows) - len(exclude(rows, ids, twins))
+        if unmatched := not_in(ids, rows, twins):
+            found.unmatched.append(unmatched_line(path, unmatched, ids))
     found.tokens = token_lengths(rows, processor)
     found.examples = [render(row, processor) for row in rows[:: max(1, len(rows) // 3)][:3]]
     return found
@@ -129,5 +136,4 @@ def render(row: Row, processor: Any) -> str:
     """A row as the model sees it, one `<ImageHere>` for each picture, and its last answer in 【】."""
     messages = row.messages()
     prompt = processor.apply_chat_template(messages[:-1], add_generation_prompt=True)
-    answer = "".join(part for part in row.turns[-1].parts if part is not PICTURE)
-    return f"{prompt}【{answer}{processor.tokenizer.eos_token}】".replace("\n", "\\n")
+    return f"{prompt}【{row.answer}{processor.tokenizer.eos_token}】".replace("\n", "\\n")

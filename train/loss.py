@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
+from ..modeling_jminigpt4 import CACHE_NAME
 from .last_layer import only_at, position_wise_parts
 from .packing import Pack, attention_mask
 
@@ -54,10 +55,9 @@ class PackLoss(nn.Module):
                 input_ids=pack.input_ids[None],
                 attention_mask=self._mask(pack),
                 position_ids=pack.position_ids[None],
-                past_key_values=cache,
                 use_cache=bool(pack.prefix),
                 logits_to_keep=pack.supervised,
-                **pictures,
+                **{CACHE_NAME: cache, **pictures},
             ).logits[0]
 
     def _mask(self, pack: Pack):
@@ -81,7 +81,7 @@ class PackLoss(nn.Module):
         if prefix not in self._prefixes:
             ids = torch.tensor([prefix], device=self.model.get_input_embeddings().weight.device)
             cache = DynamicCache()
-            self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self.model.model(input_ids=ids, use_cache=True, **{CACHE_NAME: cache})
             self._prefixes[prefix] = [(layer.keys, layer.values) for layer in cache.layers]
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self._prefixes[prefix]):

@@ -1,7 +1,6 @@
 """What a run tells: JSON lines, a progress bar with throughput, a learning curve."""
 
 import json
-import os
 import resource
 import time
 from pathlib import Path
@@ -11,13 +10,15 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from ..checkpoint import finished_file
+
 
 class MetricsLog(TrainerCallback):
     """Writes every logged number as a line of `metrics.jsonl` and shows progress with rows/s, tokens/s and ETA.
 
     Args:
         output: Folder of the run.
-        throughput: Counters of the trainer: rows, tokens and supervised tokens of this process.
+        throughput: Counters of the trainer: rows, tokens and supervised tokens of all processes.
         progress: Whether to show the bar.
     """
 
@@ -48,7 +49,7 @@ class MetricsLog(TrainerCallback):
             return
         line = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "total_flos"}}
         if "loss" in logs:
-            line |= self._rates(args.world_size)
+            line |= self._rates()
         line["peak_memory_gb"] = peak_memory_gb()
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -62,14 +63,14 @@ class MetricsLog(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
 
-    def _rates(self, world: int) -> dict[str, float]:
+    def _rates(self) -> dict[str, float]:
         now, counts = time.perf_counter(), dict(self.throughput)
         (before, last), self._last = self._last, (now, counts)
         gained = {key: counts[key] - last[key] for key in counts}
         seconds = max(now - before, 1e-9)
         return {
-            "rows_per_second": world * gained["rows"] / seconds,
-            "tokens_per_second": world * gained["tokens"] / seconds,
+            "rows_per_second": gained["rows"] / seconds,
+            "tokens_per_second": gained["tokens"] / seconds,
             "supervised_tokens_per_row": gained["supervised_tokens"] / max(1, gained["rows"]),
         }
 
@@ -79,9 +80,8 @@ def keep_lines_up_to(path: Path, step: int):
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        with finished_file(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def peak_memory_gb() -> float:
@@ -117,4 +117,5 @@ def draw_learning_curve(metrics: Path, picture: Path):
         second = axes.twinx()
         second.plot(*zip(*rates, strict=True), color="0.75", linewidth=1, label="learning rate")
         second.set_ylabel("learning rate")
-    figure.savefig(picture, dpi=120)
+    with finished_file(picture) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.readers import Source, as_source
+from ..checkpoint import DTYPES
+from ..data.readers import DataSource, as_source
 from .optimizers import OPTIMIZERS
 from .schedule import cosine_rate, originals_rate
 
@@ -40,7 +41,8 @@ class Recipe:
         augmentation: Whether pictures are cropped at random (the originals).
         views: With a feature cache and augmentation, number of cropped views per picture.
         cache_dtype: How a feature cache stores features: `float16`, `bfloat16` or `float32`.
-        precision: `auto`: the dtype of the model's files; or `fp32`, `bf16`, `fp16`. The projection learns in fp32.
+        dtype: `auto`: the dtype of the model's files; or `float32`, `bfloat16`, `float16`. The projection learns in
+            float32.
         attention: `auto`, or `sdpa`, `eager`, `flex_attention`: how the language model computes attention.
         gradient_checkpointing: Trade time for memory in the language model.
         lora: Rank of LoRA adapters on the language model; 0: it stays frozen, as the originals.
@@ -80,7 +82,7 @@ class Recipe:
     augmentation: bool = False
     views: int = 1
     cache_dtype: str = "float16"
-    precision: str = "auto"
+    dtype: str = "auto"
     attention: str = "auto"
     gradient_checkpointing: bool = False
     lora: int = 0
@@ -97,16 +99,16 @@ class Recipe:
     sample_steps: int | None = None
     keep_checkpoints: int = 2
     seed: int = 42
-    data: list[Source] = field(default_factory=list)
+    data: list[DataSource] = field(default_factory=list)
 
     def __post_init__(self):
         choices = {
             "schedule": ("cosine", "originals"),
             "optimizer": tuple(OPTIMIZERS),
             "loss": ("token_mean", "answer_mean"),
-            "precision": ("auto", "fp32", "bf16", "fp16"),
+            "dtype": ("auto", *DTYPES),
             "attention": ("auto", "sdpa", "eager", "flex_attention"),
-            "cache_dtype": ("float16", "bfloat16", "float32"),
+            "cache_dtype": tuple(DTYPES),
             "on_bad_picture": ("skip", "raise"),
         }
         for name, allowed in choices.items():
@@ -115,6 +117,10 @@ class Recipe:
         for name in ("epochs", "pictures_per_step", "pack_tokens", "views", "log_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.optimizer == "muon" and self.lora:
+            raise ValueError(
+                "optimizer: muon is for the projection alone, whose numbers it has; adamw goes with lora."
+            )
         if self.shard_language and (self.lora or self.load_in_8bit):
             raise ValueError("shard_language spreads frozen layers as they are: not with lora or load_in_8bit.")
         if not 0 <= self.validation < 1:
@@ -172,7 +178,8 @@ class Recipe:
             ValueError: A key that no recipe has, or a value that cannot be.
         """
         if unknown := sorted(changes.keys() - {each.name for each in fields(self)}):
-            raise ValueError(f"No recipe has {', '.join(unknown)}.")
+            known = ", ".join(each.name for each in fields(self))
+            raise ValueError(f"No recipe has {', '.join(unknown)}; known are {known}.")
         return replace(self, **changes)
 
     def values(self) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import torch
 from transformers import TrainerCallback
 
 from ..data.rows import Row
+from ..inference.answering import Answer, AnswerGenerator, Prompt
 from .features import PictureEncoder
+
+BATCH_SIZE = 8  # rows answered at a time
 
 
 class Samples(TrainerCallback):
-    """Every so many steps writes the model's greedy answers on a few rows to `samples.jsonl`.
+    """Writes the model's greedy answers on a few rows to `samples.jsonl`, time and again while it learns.
 
     Args:
         model, processor: The model in training and its processor.
@@ -38,7 +41,8 @@ class Samples(TrainerCallback):
         self.model, self.processor, self.pictures, self.rows = model, processor, pictures, rows
         self.path, self.steps, self.max_new_tokens = output / "samples.jsonl", steps, max_new_tokens
         self.everywhere = everywhere
-        self._features: dict[int, torch.Tensor] = {}
+        self._generator = AnswerGenerator(model, processor)
+        self._features: dict[Any, torch.Tensor] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
         first, due = state.is_world_process_zero, state.global_step % self.steps == 0
@@ -50,35 +54,31 @@ class Samples(TrainerCallback):
 
     def lines(self, step: int) -> list[dict[str, Any]]:
         """All answers at step `step`, beside what was expected."""
+        return [
+            {"step": step, "image_ids": row.image_ids, "expected": row.answer, "answer": answer}
+            for row, answer in zip(self.rows, self.answers(), strict=True)
+        ]
+
+    def answers(self) -> list[str]:
+        """The model's answers in the places of the rows' last ones, in the order of the rows."""
         was_training = self.model.training
         self.model.eval()
         try:
             return [
-                {"step": step, "image_ids": row.image_ids, "expected": row.turns[-1].parts[0], "answer": answer}
-                for row, answer in ((row, self.answer(number, row)) for number, row in enumerate(self.rows))
+                answer.text
+                for start in range(0, len(self.rows), BATCH_SIZE)
+                for answer in self._answer(self.rows[start : start + BATCH_SIZE])
             ]
         finally:
             self.model.train(was_training)
 
-    @torch.no_grad()
-    def answer(self, number: int, row: Row) -> str:
-        """The model's answer in the place of a row's last one."""
-        ids = self.processor.encode_segments(row.messages()[:-1], add_generation_prompt=True)["input_ids"]
-        ids = torch.tensor([ids], device=self.model.device)
-        generated = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
-            **self._pictures(number, row),
-        )
-        return self.processor.post_process_image_text_to_text(generated[:, ids.shape[1] :])[0]
-
-    def _pictures(self, number: int, row: Row) -> dict[str, torch.Tensor]:
-        if not row.pictures:
-            return {}
-        if number not in self._features:
-            views = [self.pictures.pixel_values(each.read(), each.name, [None]) for each in row.pictures]
-            self._features[number] = self.pictures.encode(torch.cat(views))
-        return {"query_features": self._features[number]}
+    def _answer(self, rows: list[Row]) -> list[Answer]:
+        prompts = []
+        for row in rows:
+            segments = self.processor.encode_segments(row.messages()[:-1], add_generation_prompt=True)
+            prompts.append(Prompt(segments["input_ids"], tuple(row.pictures)))
+        for picture in (picture for row in rows for picture in row.pictures):
+            if picture not in self._features:
+                view = self.pictures.pixel_values(picture.read(), picture.name, [None])
+                self._features[picture] = self.pictures.encode(view)[0]
+        return self._generator.answers(prompts, self._features, max_new_tokens=self.max_new_tokens, do_sample=False)

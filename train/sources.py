@@ -1,18 +1,19 @@
 """The data of a run: sources to groups of rows, without what cannot or must not be trained on."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import PartialState
+from tqdm import tqdm
 
-from ..data.readers import Source, as_source, read_source
+from ..data.id_lists import read_ids, unmatched_line
+from ..data.readers import DataSource, as_source, read_source
 from ..data.rows import Group, Row, group_rows
-from .features import BadPicture, FeatureCache
+from .features import BadPicture, FeatureCache, fill_together
 from .prompts import CaptionPrompts
 from .recipe import Recipe
-from .selection import CocoTwins, exclude, read_ids, split
+from .selection import CocoTwins, exclude, not_in, split
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
     Raises:
         ValueError: There is no data, or all of a source is excluded.
     """
-    excluded = set().union(*(read_ids(path) for path in recipe.exclude)) if recipe.exclude else set()
+    sources = _sources(data)
+    excluded = _excluded_ids(recipe.exclude, [row for _, rows in sources for row in rows], twins)
     result = []
-    for number, (source, rows) in enumerate(_sources(data)):
+    for number, (source, rows) in enumerate(sources):
         rows = exclude(rows, excluded, twins) if excluded else rows
         # Where only the projection learns, a row without a picture has a gradient of zero.
         rows = rows if recipe.lora else [row for row in rows if row.pictures]
@@ -54,14 +56,25 @@ def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
     return result
 
 
-def _sources(data: Any) -> Iterable[tuple[Source, list[Row]]]:
-    if isinstance(data, str | os.PathLike | dict | Source):
+def _excluded_ids(lists: list[str], rows: list[Row], twins: CocoTwins) -> set[str]:
+    """Ids of all exclusion lists; says which of them match nothing, as a list of another spelling excludes nothing."""
+    excluded: set[str] = set()
+    for path in lists:
+        ids = read_ids(path)
+        if (unmatched := not_in(ids, rows, twins)) and PartialState().is_main_process:
+            tqdm.write(f"exclude: {unmatched_line(path, unmatched, ids)}")
+        excluded |= ids.keys()
+    return excluded
+
+
+def _sources(data: Any) -> list[tuple[DataSource, list[Row]]]:
+    if isinstance(data, str | os.PathLike | dict | DataSource):
         data = [data]
     if data and all(isinstance(each, Row) for each in data):
         by_source: dict[str, list[Row]] = {}
         for row in data:
             by_source.setdefault(row.source, []).append(row)
-        return [(Source(path="", name=name), rows) for name, rows in by_source.items()]
+        return [(DataSource(path="", name=name), rows) for name, rows in by_source.items()]
     sources = [as_source(each) for each in data or []]
     return [(source, read_source(source)) for source in sources]
 
@@ -82,7 +95,7 @@ class BadPictures:
         """Takes a bad picture into the list.
 
         Raises:
-            ValueError: The recipe does not allow bad pictures, or not so many.
+            ValueError: The recipe does not allow bad pictures, or fewer of them.
         """
         self.found[bad.name] = bad
         if self.recipe.on_bad_picture == "raise":
@@ -105,9 +118,8 @@ def fill_cache(
     """
     everything = [group for source in sources for group in (*source.training, *source.validation)]
     pictures = [picture for group in everything for picture in group.pictures]
-    cache.fill(pictures, state.process_index, state.num_processes, progress=progress, watch=policy.note)
-    state.wait_for_everyone()
-    cache.load()
+    for each in fill_together(cache, pictures, state, progress, policy.note):
+        policy.note(each)
     kept = []
     for source in sources:
         usable = {

@@ -41,7 +41,7 @@ class RowEncoder:
 
     Args:
         processor: A [`JMiniGPT4Processor`].
-        max_answer_tokens: An answer is cut after so many tokens, its end mark counted; the conversation ends there.
+        max_answer_tokens: The most tokens of an answer, its end mark counted; the conversation ends there.
     """
 
     def __init__(self, processor: Any, max_answer_tokens: int | None = None):

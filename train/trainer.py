@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint import finished_folder
+from .distributed import from_all, from_first
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
@@ -89,37 +90,34 @@ class ProjectionTrainer(Trainer):
             ValueError: The loss is not a number.
         """
         model.train()
-        for bad in inputs.bad:
-            self.watch(bad)
+        total = self._count(inputs)
         features = self.pictures.features(inputs.query_features, inputs.pixel_values)
-        total = self._over_processes(sum(float(pack.weights.sum()) for pack in inputs.packs))
-        loss = torch.zeros((), dtype=torch.float64)
+        loss = 0.0
         forwards = self._passes(inputs.packs, features) or [(None, None)]
         for number, (pack, pictures) in enumerate(forwards, 1):
             context = self.accelerator.no_sync(model) if number < len(forwards) else nullcontext()
             with context:
                 loss += self._backward(model, pack, pictures, total)
-        self._count(inputs)
-        loss = self._over_processes(loss.item(), self.args.device)
+        (loss,) = self._sums(loss)
         if not math.isfinite(loss):
             raise ValueError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}: the language model overflows in "
+                f"The loss of step {self.state.global_step + 1} is {loss}: the language model overflows in "
                 f"{str(self.pictures.model.dtype).removeprefix('torch.')}, or the learning rate is too high. Go on "
-                "from the last checkpoint with precision bf16 or fp32, or with a lower learning rate."
+                "from the last checkpoint with dtype bfloat16 or float32, or with a lower learning rate."
             )
-        return loss
+        return torch.tensor(loss, device=self.args.device)
 
-    def _backward(self, model: nn.Module, pack: Any, features: Any, total: torch.Tensor) -> torch.Tensor:
+    def _backward(self, model: nn.Module, pack: Any, features: Any, total: float) -> float:
         with self.compute_loss_context_manager():
             losses = model(pack, features)
         weighted = losses if pack is None else losses * pack.weights
-        share = weighted.sum() / total.clamp(min=torch.finfo(total.dtype).tiny).float()
+        share = weighted.sum() / max(total, torch.finfo(torch.float32).tiny)
         if share.requires_grad:
             # Data parallelism averages gradients over processes, but the step is a sum over them.
             self.accelerator.backward(share * self.args.world_size)
         if pack is not None:
             self._note_sources(pack, losses.detach())
-        return share.detach().cpu().double()
+        return share.item()
 
     def _passes(self, packs: list[Pack], features: torch.Tensor | None) -> list[tuple[Pack, torch.Tensor | None]]:
         return passes(packs, features, self.pictures.model.config, self.args.device, self.recipe.shard_language)
@@ -129,17 +127,28 @@ class ProjectionTrainer(Trainer):
         self._per_source[:, 0].index_add_(0, sources, losses * counted)
         self._per_source[:, 1].index_add_(0, sources, counted)
 
-    def _count(self, step: Step):
-        self.throughput["rows"] += step.rows
-        self.throughput["tokens"] += step.tokens
-        self.throughput["supervised_tokens"] += sum(len(pack.targets) for pack in step.packs)
+    def _count(self, step: Step) -> float:
+        """Takes note of a step's size and bad pictures in all processes, and returns the weight of all its targets."""
+        weight = sum(float(pack.weights.sum()) for pack in step.packs)
+        supervised = sum(len(pack.targets) for pack in step.packs)
+        weight, *counts, bad = self._sums(weight, step.rows, step.tokens, supervised, len(step.bad))
+        for name, count in zip(self.throughput, counts, strict=True):
+            self.throughput[name] += int(count)
+        if bad:
+            self._watch_all(step.bad)
+        return weight
 
-    def _over_processes(self, value: float, device: Any = "cpu") -> torch.Tensor:
-        """Sum of a number over all processes."""
+    def _watch_all(self, bad: list[BadPicture]):
+        """Every process learns of every bad picture, so that all stop or none."""
+        for each in from_all(bad):
+            self.watch(each)
+
+    def _sums(self, *values: float) -> list[float]:
+        """Sums of numbers over all processes."""
         if self.args.world_size == 1:
-            return torch.tensor(value, dtype=torch.float64, device=device)
-        sums = self.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self.args.device), "sum")
-        return sums.to(device)
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.reduce(numbers, "sum").tolist()
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
         """Nothing: the weights of a step's packs are its number of items."""
@@ -152,9 +161,8 @@ class ProjectionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds the loss of each source since the last time and the epoch of the data."""
         if "loss" in logs:
-            sums = self._per_source.to(self.args.device)
-            sums = self.accelerator.reduce(sums, "sum") if self.args.world_size > 1 else sums
-            for name, (loss, count) in zip(self.sources, sums.tolist(), strict=True):
+            sums = self._sums(*self._per_source.flatten().tolist())
+            for name, loss, count in zip(self.sources, sums[::2], sums[1::2], strict=True):
                 if count and len(self.sources) > 1:
                     logs[f"loss/{name}"] = loss / count
             self._per_source.zero_()
@@ -165,15 +173,17 @@ class ProjectionTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Loss on the validation pictures, as the recipe defines it, over all of them."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums, bad = torch.zeros(2, dtype=torch.float64), []
         for step in self._loader(self.validation) if self.validation is not None else ():
+            bad += step.bad
             features = self.pictures.features(step.query_features, step.pixel_values)
             for pack, pictures in self._passes(step.packs, features):
                 weights = pack.weights.double()
                 losses = self.model(pack, pictures).double()
                 sums += torch.stack([(losses * weights).sum(), weights.sum()]).cpu()
-        loss, weight = self._over_processes(sums[0].item()), self._over_processes(sums[1].item())
-        metrics = {f"{metric_key_prefix}_loss": (loss / weight).item() if weight else math.nan}
+        loss, weight = self._sums(*sums.tolist())
+        self._watch_all(bad)
+        metrics = {f"{metric_key_prefix}_loss": loss / weight if weight else math.nan}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train()
@@ -189,8 +199,8 @@ class ProjectionTrainer(Trainer):
             # One process makes the folder and renames it; the others add their random state in between.
             made = finished_folder(folder, replace=True) if self.args.process_index == 0 else nullcontext()
             with made as temporary:
-                temporary = Path(_from_first(str(temporary) if temporary else None))
-                self._write_checkpoint(temporary)
+                shared: Any = from_first(temporary)
+                self._write_checkpoint(shared)
                 self.accelerator.wait_for_everyone()
             self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -221,28 +231,14 @@ def _only(steps: list[Step]) -> Step:
     return steps[0]
 
 
-def _from_first(value: Any) -> Any:
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value], from_process=0)[0]
-
-
 def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over what learns."""
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     return OPTIMIZERS[recipe.optimizer](learning, recipe)
 
 
-def newest_checkpoint(output: Path, clean: bool = True) -> Path | None:
-    """The newest complete checkpoint of a run: only complete ones bear the name `checkpoint-<step>`.
-
-    Args:
-        output: Folder of the run.
-        clean: Whether to remove what a killed process left unfinished.
-    """
-    if clean:
-        for leftover in output.glob(".checkpoint-*"):
-            shutil.rmtree(leftover)
+def newest_checkpoint(output: Path) -> Path | None:
+    """The newest complete checkpoint of a run: only complete ones bear the name `checkpoint-<step>`."""
     found = get_last_checkpoint(str(output))
     return Path(found) if found else None
 

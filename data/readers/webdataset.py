@@ -5,13 +5,20 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..pictures import Picture, PictureRoots
+from ..ids import image_id
+from ..pictures import FilePicture, PictureFolders
 from ..rows import Row, caption_row
+from .registry import reader
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
 
 
-def read_webdataset(path: Path, roots: PictureRoots, source: str) -> Iterator[Row]:
+def _shards(path: Path) -> list[Path]:
+    return sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+
+
+@reader("webdataset", "webdataset tars of img2dataset", lambda path: bool(_shards(path)))
+def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterator[Row]:
     """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`) or `KEY.txt`.
 
     Only headers and texts are read here; pictures stay in their shard and are read from there when they are needed,
@@ -20,16 +27,16 @@ def read_webdataset(path: Path, roots: PictureRoots, source: str) -> Iterator[Ro
     Raises:
         ValueError: A shard is damaged or is compressed.
     """
-    for shard in sorted(path.glob("*.tar")) if path.is_dir() else [path]:
+    for shard in _shards(path):
         try:
-            yield from _read_shard(shard, source)
+            yield from _read_shard(shard, path, source)
         except tarfile.TarError as error:
             raise ValueError(f"{shard} is not a whole, uncompressed tar: {error}") from None
 
 
-def _read_shard(shard: Path, source: str) -> Iterator[Row]:
+def _read_shard(shard: Path, path: Path, source: str) -> Iterator[Row]:
     texts: dict[str, str] = {}
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, FilePicture] = {}
     with tarfile.open(shard, mode="r:") as tar:
         for member in tar:
             if not member.isfile():
@@ -39,14 +46,14 @@ def _read_shard(shard: Path, source: str) -> Iterator[Row]:
             stem, _, kind = file.partition(".")
             key, kind = f"{folder}/{stem}".lstrip("/"), kind.lower()
             if kind in PICTURES:
-                pictures.setdefault(key, Picture(str(shard), member.offset_data, member.size))
+                pictures.setdefault(key, FilePicture(str(shard), member.offset_data, member.size))
             elif kind in {"json", "txt"}:
                 caption = _caption(tar.extractfile(member).read(), kind)
                 if caption and (kind == "json" or key not in texts):
                     texts[key] = caption
     for key, picture in pictures.items():
         if key in texts:
-            yield caption_row(texts[key], picture, f"{source}:{shard.stem}/{key}", source)
+            yield caption_row(texts[key], picture, image_id(f"{shard.stem}/{key}", path), source)
 
 
 def _caption(content: bytes, kind: str) -> str:

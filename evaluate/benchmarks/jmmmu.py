@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...data.pictures import PictureFolders
 from ..items import Item, ask
+from .registry import Request, benchmark
 from .tables import parquet_files, rows
 
 # The benchmark's own instructions (JMMMU, arXiv:2410.17250; the same in lmms-eval and llm-jp-eval-mm).
@@ -19,7 +21,8 @@ def letters(options: list[str]) -> list[str]:
     return [chr(ord("A") + number) for number in range(len(options))]
 
 
-def read_jmmmu(path: Path) -> Iterator[Item]:
+@benchmark("jmmmu", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU", task="jmmmu")
+def read_jmmmu(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Parquet files with `id`, `question`, `options` (a Python list written as text), `answer`, `question_type` and
     `image_1` to `image_7`; one folder a subject.
 
@@ -31,7 +34,7 @@ def read_jmmmu(path: Path) -> Iterator[Item]:
         ValueError: A column or a mentioned picture is missing, or `options` is no list.
     """
     for file in parquet_files(path):
-        for _, row in rows(file, ("id", "question", "options", "answer", "question_type", "image_1")):
+        for row in rows(file, ("id", "question", "options", "answer", "question_type", "image_1")):
             yield _item(row)
 
 
@@ -45,10 +48,10 @@ def _item(row: dict[str, Any]) -> Item:
     else:
         question = f"{question}\n\n{ANSWER_BRIEFLY}"
     numbers = sorted({int(number) for number in re.findall(r"<image (\d)>", question)})
-    shown = {number: row.get(f"image_{number}") for number in numbers}
-    if missing := [number for number, picture in shown.items() if picture is None]:
+    mentioned = {number: row.get(f"image_{number}") for number in numbers}
+    if missing := [number for number, picture in mentioned.items() if picture is None]:
         raise ValueError(f"JMMMU {row['id']} mentions image {missing[0]}, which is missing.")
-    pictures = tuple(picture for picture in shown.values() if picture is not None)
+    pictures = tuple(picture for picture in mentioned.values() if picture is not None)
     text = re.sub(r"<image \d>", "", question)
     subject = re.sub(r"^[^_]+_|_\d+$", "", row["id"])
     fields = {"subject": subject, "culture": "specific" if subject in CULTURE_SPECIFIC else "agnostic"}

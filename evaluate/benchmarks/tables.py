@@ -1,12 +1,11 @@
 """Parquet files as their owners publish them on the Hub."""
 
-import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..items import Picture
+from ...data.pictures import TablePicture
 
 
 def parquet_files(path: Path, split: str = "test") -> list[Path]:
@@ -21,9 +20,9 @@ def parquet_files(path: Path, split: str = "test") -> list[Path]:
     return files
 
 
-def rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Row numbers and rows of a Parquet file. Pictures, columns of `{"bytes", "path"}`, become [`Picture`]s, or `None`
-    where a cell is empty; cells with the same bytes become the same picture.
+def rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file. Pictures, columns of `{"bytes", "path"}`, become [`TablePicture`]s, or `None` where a
+    cell is empty; cells with the same bytes become the same picture.
 
     Raises:
         ValueError: A needed column is missing.
@@ -39,7 +38,7 @@ def rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, A
         name for name, kind in kinds.items() if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     ]
     plain = table.drop_columns(pictures)
-    first: dict[bytes, str] = {}
+    first: dict[bytes, TablePicture] = {}
     for number in range(table.num_rows):
         row = {name: plain[name][number].as_py() for name in plain.column_names}
         for name in pictures:
@@ -49,11 +48,10 @@ def rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, A
                 continue
             content = cell.as_py()
             digest = hashlib.sha256(content["bytes"] or str(content.get("path")).encode()).digest()
-            known = first.setdefault(digest, f"{path.name}#{number}.{name}")
-            row[name] = Picture(known, functools.partial(_content, cell))
-        yield number, row
+            row[name] = first.setdefault(digest, TablePicture(str(path), number, name, None, table))
+        yield row
 
 
-def _content(cell: Any) -> bytes:
-    content = cell.as_py()
-    return content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+def cell_name(picture: TablePicture) -> str:
+    """What a picture is called within its benchmark, wherever the file lies."""
+    return f"{Path(picture.path).name}#{picture.row}.{picture.column}"

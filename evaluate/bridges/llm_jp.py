@@ -1,22 +1,22 @@
-"""llm-jp-eval-mm: answers in its `prediction.jsonl` layout, and a checkpoint of ours as one of its models.
+"""llm-jp-eval-mm: answers in its `prediction.jsonl` layout, and a checkpoint of this package as one of its models.
 
 Its `eval-mm evaluate` (and `examples/sample.py` of older versions) scores answers that lie in
 `RESULT/TASK/MODEL/prediction.jsonl`; a line for every item of the task, in the task's order.
 """
 
-import functools
 import importlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..benchmarks import KINDS, Request
-from ..items import Item, Picture, ask
+from ...checkpoint import finished_file
+from ...data.pictures import MemoryPicture
+from ..benchmarks import Request
+from ..items import Item, ask
 from ..predictions import Prediction
 
 
@@ -38,7 +38,7 @@ def export_predictions(
     Raises:
         ValueError: llm-jp-eval-mm has no such task, or it asks all questions and `request` only the first ones.
     """
-    task = KINDS[request.name].task
+    task = request.benchmark.task
     if task is None:
         raise ValueError(f"llm-jp-eval-mm has no task for {request.name}.")
     if request.name == "ja-vg-vqa-500" and request.protocol != "llm-jp":
@@ -46,29 +46,27 @@ def export_predictions(
     name = Path(model).name if Path(model).exists() else model
     path = folder / task / name / "prediction.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with open(part, "w", encoding="utf-8") as file:
+    with finished_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         for item, prediction in zip(items, predictions, strict=True):
             answer = item.references[0] if item.references else item.details.get("gpt4_answer", "")
             line = {"question_id": item.id, "text": prediction.answer, "answer": answer, "input_text": item.question}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(part, path)
     return path
 
 
 class VLM(_base_class()):
-    """A checkpoint of ours as llm-jp-eval-mm knows models: put `jminigpt4.evaluate.bridges.llm_jp.VLM` into its table
-    of models, under the folder or Hub id of the checkpoint.
+    """A checkpoint of this package as llm-jp-eval-mm knows models: put `jminigpt4.evaluate.bridges.llm_jp.VLM` into
+    its table of models, under the folder or Hub id of the checkpoint.
 
     Args:
         model_id: A folder, or `user/name` on the Hub.
     """
 
     def __init__(self, model_id: str):
-        from ..loading import load
+        from ...inference.loading import load_checkpoint
 
         self.model_id = model_id
-        self.model, self.processor = load(model_id)
+        self.model, self.processor = load_checkpoint(model_id)
 
     def generate(self, images: list[Image.Image] | Image.Image | None, text: str, gen_kwargs: Any = None) -> str:
         """The answer to `text` about `images`, which come before it."""
@@ -96,15 +94,15 @@ class VLM(_base_class()):
             given.pop("temperature", None)
             given.pop("top_p", None)
         items = [_item(str(place), *pair) for place, pair in enumerate(zip(images_list, text_list, strict=True))]
-        answerer = Answerer(self.model, self.processor, Generation(**given))
-        answers = {each.id: each.answer for batch in answerer.answers(items) for each in batch}
+        answerer = Answerer(self.model, self.processor, Generation(**given), items)
+        answers = {each.id: each.answer for batch in answerer.answers() for each in batch}
         return [answers[item.id] for item in items]
 
 
 def _item(name: str, images: list[Image.Image] | Image.Image | None, text: str) -> Item:
     pictures = [images] if isinstance(images, Image.Image) else list(images or [])
-    shown = tuple(Picture(f"{id(picture):x}", functools.partial(_png, picture)) for picture in pictures)
-    return Item(name, ask(text.replace("<image>", ""), len(shown)), shown, (), tuple(each.name for each in shown))
+    given = tuple(MemoryPicture(f"{id(picture):x}", _png(picture)) for picture in pictures)
+    return Item(name, ask(text.replace("<image>", ""), len(given)), given, (), tuple(each.name for each in given))
 
 
 def _png(image: Image.Image) -> bytes:

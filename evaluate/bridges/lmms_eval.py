@@ -1,4 +1,4 @@
-"""lmms-eval: a checkpoint of ours as one of its models, and JMMMU as one of its tasks.
+"""lmms-eval: a checkpoint of this package as one of its models, and JMMMU as one of its tasks.
 
     lmms-eval --model jminigpt4 --model_args pretrained=DIR --tasks jmmmu_jminigpt4 --include_path TASKS --batch_size 1
 
@@ -20,7 +20,7 @@ HUB_FILES = "hf://datasets/JMMMU/JMMMU/*/test-*.parquet"
 
 
 class JMiniGPT4(lmms):
-    """A checkpoint of ours as lmms-eval knows models.
+    """A checkpoint of this package as lmms-eval knows models.
 
     Args:
         pretrained: A checkpoint folder, or `user/name` on the Hub.
@@ -43,8 +43,8 @@ class JMiniGPT4(lmms):
                 text, options, doc_to_visual, doc_id, task, split = requests[place].args
                 texts.append(text)
                 pictures.append(doc_to_visual(self.task_dict[task][split][doc_id]))
-            said = self._model.batch_generate(pictures, texts, _Options(options))
-            for place, answer in zip(places, said, strict=True):
+            generated = self._model.batch_generate(pictures, texts, _Options(options))
+            for place, answer in zip(places, generated, strict=True):
                 answers[place] = answer
         return answers
 

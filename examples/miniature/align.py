@@ -24,8 +24,8 @@ from vision import TRAINING, Views, drawings_of_pass, load_tower
 from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
 from jminigpt4.checkpoint import finished_folder, read_projection
 from jminigpt4.convert import assemble, swap
-from jminigpt4.data.pictures import Picture
-from jminigpt4.data.rows import PICTURE, Row, Turn
+from jminigpt4.data.pictures import FilePicture
+from jminigpt4.data.rows import PICTURE, Message, Row
 from jminigpt4.train import Recipe, train
 from jminigpt4.train.features import FeatureCache, PictureEncoder
 
@@ -34,7 +34,7 @@ ROWS = 2  # conversations about each view, which travel in one sequence
 RECIPE = Recipe(
     learning_rate=1.5e-3, min_learning_rate=2e-5, warmup_learning_rate=1e-4, warmup_steps=10, epochs=1,
     steps_per_epoch=560, weight_decay=0.01, betas=(0.9, 0.98), max_grad_norm=1.0, pictures_per_step=64,
-    pack_tokens=512, precision="fp32", log_steps=20, save_steps=56, keep_checkpoints=10,
+    pack_tokens=512, dtype="float32", log_steps=20, save_steps=56, keep_checkpoints=10,
 )  # fmt: skip
 
 
@@ -109,17 +109,17 @@ def rows_of_pass(folder: Path, drawings: list[Drawing], number: int, coloured: n
         if drawing.artist not in TRAINING or drawing.concept not in names:
             continue
         scene = Scene(concepts[drawing.concept], drawing.colour if coloured[row] else None)
-        picture = Picture(str(folder / f"{row}.png"))
+        picture = FilePicture(str(folder / f"{row}.png"))
         for _ in range(ROWS):
             rows.append(_row(conversation(scene, rng, names), picture, f"{drawing.concept}:{number}:{row}"))
     return rows
 
 
-def _row(turns: list[tuple[str, str]], picture: Picture, image_id: str) -> Row:
+def _row(turns: list[tuple[str, str]], picture: FilePicture, image_id: str) -> Row:
     messages = []
     for index, (question, answer) in enumerate(turns):
         parts = (PICTURE, question) if index == 0 else (question,)
-        messages += [Turn("user", tuple(p for p in parts if p != "")), Turn("assistant", (answer,))]
+        messages += [Message("user", tuple(p for p in parts if p != "")), Message("assistant", (answer,))]
     return Row(tuple(messages), (picture,), (image_id,), "drawings")
 
 

@@ -4,10 +4,9 @@ import threading
 
 import pytest
 import torch
-import torch._inductor.config
 
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.session import MAX_NEW_TOKENS
+from jminigpt4.inference.answering import MAX_NEW_TOKENS
 
 FORMATS = ("article-3.6b", "rinna-4b", "minigpt4", "plain")
 
@@ -20,8 +19,7 @@ def session(chat_model, processor):
 def fresh_answers(session) -> list[list[int]]:
     """Every answer of the conversation generated anew from its whole prompt, pictures as pixels, no cache kept."""
     answers, token_ids, shown = [], [], []
-    told = [*session._examples, *session.turns]
-    for turn in told:
+    for turn in [*session._examples, *session.turns]:
         token_ids = token_ids + turn.prompt_ids
         shown = shown + [picture.image for picture in turn.pictures]
         inputs = {"input_ids": torch.tensor([token_ids]), "attention_mask": torch.ones(1, len(token_ids), dtype=int)}
@@ -70,20 +68,20 @@ def test_a_turn_costs_its_own_tokens(session, pictures, monkeypatch):
     assert session.turns[0].prefilled_tokens == len(session.turns[0].prompt_ids)
     for question, images in (("何色?", []), ("これは?", [pictures[1]]), ("もう一度", [pictures[0]]), ("鳥?", [])):
         session.ask(question, images)
-        # The last token spoken was never read by the model; at most that one is read beside the new prompt, unless
+        # The last generated token was never read by the model; at most that one is read beside the new prompt, unless
         # the answer was shortened, when nothing more is to be read.
         assert session.turns[-1].prefilled_tokens - len(session.turns[-1].prompt_ids) in (0, 1)
     assert sum(encoded) == 2  # two pictures, one of them shown twice
 
 
-def test_spoken_tokens_stay_as_spoken(session, pictures):
+def test_generated_tokens_stay_as_generated(session, pictures):
     session.ask("何が写ってる?", [pictures[0]])
-    spoken = session.turns[0].answer_ids
+    generated = session.turns[0].answer_ids
     session.ask("何色?")
-    assert session.turns[0].answer_ids == spoken
+    assert session.turns[0].answer_ids == generated
     ids = session.token_ids()
     start = len(session.turns[0].prompt_ids)
-    assert ids[start : start + len(spoken)] == spoken
+    assert ids[start : start + len(generated)] == generated
 
 
 def test_prompts_are_those_of_training(session, pictures):
@@ -260,10 +258,10 @@ def test_persona_and_examples(chat_model, processor, pictures):
     assert text.startswith("<s>あなたは猫です。<NL>ユーザー: ")
     assert text.count("赤だよ!") == 1
     assert [message["role"] for message in session.messages()] == ["system", *["user", "assistant"] * 2]
-    spoken = [turn.answer_ids for turn in session.turns]
+    generated = [turn.answer_ids for turn in session.turns]
     session.persona = None
     assert processor.tokenizer.decode(session.token_ids()).startswith("<s>ユーザー: ")
-    assert [turn.answer_ids for turn in session.turns] == spoken
+    assert [turn.answer_ids for turn in session.turns] == generated
     session.ask("何?")
     assert session.turns[-1].answer_ids == fresh_answers(session)[-1][: len(session.turns[-1].answer_ids)]
     with pytest.raises(ValueError, match="Message 1 is by 'assistant'"):
@@ -294,31 +292,6 @@ def test_sampling_is_seeded(session, pictures):
         answers.add(session.ask("何が写ってる?", [pictures[0]], do_sample=True, temperature=2.0))
         session.undo()
     assert len(answers) == 3
-
-
-def test_fast_answers_are_the_same(make_model, processor, pictures, monkeypatch):
-    """Compiled decoding on frozen weights, in two conversations that take turns with one compiled step; undone turns,
-    streams and beams."""
-    monkeypatch.setattr(torch._inductor.config, "freezing", False)  # put back behind this test
-    model = make_model(max_position_embeddings=256)
-    model.generation_config.update(eos_token_id=3, max_new_tokens=6, do_sample=False)
-    plain, fast, other = (ChatSession(model, processor, fast=fast) for fast in (False, True, True))
-    for question, images in (("何が写ってる?", pictures[:1]), ("何色?", []), ("これは?", pictures[1:2])):
-        answer = plain.ask(question, images)
-        assert fast.ask(question, images) == answer == "".join(other.stream(question, images))
-        assert fast.turns[-1].prefilled_tokens == plain.turns[-1].prefilled_tokens
-    for session in (plain, fast):
-        session.undo()
-    assert fast.ask("鳥?") == plain.ask("鳥?") and fast.token_ids() == plain.token_ids()
-    assert fast.ask("何?", num_beams=2) == plain.ask("何?", num_beams=2)
-    assert fast.ask_many(pictures[0], ["何色?", "鳥?"]) == plain.ask_many(pictures[0], ["何色?", "鳥?"])
-    assert fast.ask("犬?") == plain.ask("犬?")
-
-
-def test_fast_needs_a_full_cache(make_model, processor):
-    model = make_model("mistral", sliding_window=64, max_position_embeddings=1024)
-    with pytest.raises(ValueError, match="layers that forget"):
-        ChatSession(model, processor, fast=True)
 
 
 def test_sliding_windows_are_no_hindrance(make_model, processor, pictures):

@@ -11,6 +11,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from jminigpt4 import cli
 from jminigpt4.chat import ChatSession, commands, terminal
 from jminigpt4.chat.commands import model_and_question
 from jminigpt4.chat.settings import Settings
@@ -54,9 +55,18 @@ def run(monkeypatch, capsys, settings, lines=""):
     return capsys.readouterr()
 
 
+def command_line(monkeypatch, capsys, *arguments):
+    """Exit status, and what was printed."""
+    monkeypatch.setattr(sys, "argv", ["jminigpt4", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code, capsys.readouterr()
+
+
 def test_one_question(checkpoint, picture_files, chat_model, processor, pictures, monkeypatch, capsys):
-    settings = Settings(str(checkpoint), "何色?", [str(picture_files[0])])
-    printed = run(monkeypatch, capsys, settings)
+    """Through the command line: nothing but the answer is printed."""
+    status, printed = command_line(monkeypatch, capsys, "chat", str(checkpoint), "何色?", "-i", str(picture_files[0]))
+    assert status == 0
     assert printed.out == ChatSession(chat_model, processor).ask("何色?", pictures[:1]) + "\n"
     assert printed.err == ""
 
@@ -66,6 +76,30 @@ def test_one_question_as_json(checkpoint, picture_files, monkeypatch, capsys):
     facts = json.loads(run(monkeypatch, capsys, settings).out)
     assert facts["question"] == "何色?" and facts["tokens"] <= 3 and len(facts["pictures"]) == 1
     assert facts["prefilled_tokens"] > 4 and isinstance(facts["answer"], str)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("chat CHECKPOINT ? --device nosuch", "There is no device 'nosuch' on this machine"),
+        ("chat CHECKPOINT ? --dtype float31", "dtype 'float31' is not one of float32, float16, bfloat16"),
+        ("chat CHECKPOINT ? --quantize int3", "no quantisation 'int3': choose one of int8, 8bit, nf4"),
+        ("chat CHECKPOINT ? --quantize int8 --gguf a.gguf", "Choose --quantize or --gguf"),
+        ("chat CHECKPOINT ? --temperature inf", "--temperature must be a finite number, got inf"),
+        ("chat CHECKPOINT --web --port 99999", "--port must be from 0 to 65535, got 99999"),
+        ("chat CHECKPOINT ? -i http://127.0.0.1/a.png", "fetched with --allow-addresses only"),
+        ("serve CHECKPOINT --port -1", "--port must be from 0 to 65535, got -1"),
+        ("serve CHECKPOINT --device nosuch", "There is no device 'nosuch' on this machine"),
+        ("serve CHECKPOINT --dtype float31", "dtype 'float31' is not one of float32, float16, bfloat16"),
+        ("serve ./nofolder", "No folder nofolder"),
+        ("serve-command CHECKPOINT --port 99999", "--port must be from 0 to 65535, got 99999"),
+    ],
+)
+def test_a_mistyped_option_is_one_line(arguments, message, checkpoint, monkeypatch, capsys):
+    words = arguments.replace("CHECKPOINT", str(checkpoint)).split()
+    status, printed = command_line(monkeypatch, capsys, *words)
+    assert status == 2 and printed.out == ""
+    assert printed.err.startswith("jminigpt4: ") and message in printed.err and printed.err.count("\n") == 1
 
 
 def test_pipe(checkpoint, picture_files, chat_model, processor, pictures, monkeypatch, capsys):
@@ -78,10 +112,10 @@ def test_pipe(checkpoint, picture_files, chat_model, processor, pictures, monkey
 
 def test_examples_and_transcripts_from_files(checkpoint, conversation, pictures, tmp_path, monkeypatch, capsys):
     conversation.session.ask("何色?", pictures[:1])
-    save_transcript(conversation.session, tmp_path / "told.json")
+    save_transcript(conversation.session, tmp_path / "talk.json")
     for settings in (
-        Settings(str(checkpoint), "鳥?", examples=tmp_path / "told.json"),
-        Settings(str(checkpoint), "鳥?", transcript=tmp_path / "told.json"),
+        Settings(str(checkpoint), "鳥?", examples=tmp_path / "talk.json"),
+        Settings(str(checkpoint), "鳥?", transcript=tmp_path / "talk.json"),
     ):
         run(monkeypatch, capsys, settings)
     conversation.answer("鳥?")
@@ -96,11 +130,11 @@ def test_commands_of_a_conversation(conversation, picture_files, pictures, tmp_p
     assert conversation.take("何色?")
     assert [len(turn.pictures) for turn in session.turns] == [1, 2]
     assert conversation.take("/undo") and len(session.turns) == 1
-    assert conversation.take(f"/save {tmp_path / 'told.json'}")
+    assert conversation.take(f"/save {tmp_path / 'talk.json'}")
     assert conversation.take("/persona あなたは猫です。") and session.persona == "あなたは猫です。"
     assert conversation.take("/persona") and session.persona is None
     assert conversation.take("/reset") and not session.turns
-    assert conversation.take(f"/load {tmp_path / 'told.json'}")
+    assert conversation.take(f"/load {tmp_path / 'talk.json'}")
     assert [turn.question for turn in session.turns] == ["何が写ってる?"]
     assert session.turns[0].pictures[0].image.tobytes() == pictures[0].tobytes()
     assert conversation.take("/help") and "/undo" in capsys.readouterr().err
@@ -112,7 +146,7 @@ def test_commands_of_a_conversation(conversation, picture_files, pictures, tmp_p
     [
         ("/image", "Name a file"),
         ("/image /no/such.png", "No picture at /no/such.png"),
-        ("/image https://example.com/a.png", "not fetched from example.com"),
+        ("/image https://example.com/a.png", "fetched with --allow-addresses only"),
         ("/save", "Name a file"),
         ("/load /no/such.json", "No such file"),
         ("/undo", "nothing to undo"),
@@ -148,7 +182,7 @@ def test_ctrl_c_stops_the_answer_only(conversation, monkeypatch, capsys):
 
     monkeypatch.setattr(terminal, "print", interrupt_once, raising=False)
     conversation.settings.options = {"max_new_tokens": 300, "eos_token_id": None}
-    terminal._talk(conversation)
+    terminal._converse(conversation)
     first, second = conversation.session.turns
     assert first.answer.startswith(interrupted[0]) and len(first.answer_ids) < 300
     assert second.question == "鳥?" and len(second.answer_ids) > len(first.answer_ids)
@@ -179,8 +213,8 @@ def test_preview(pictures, monkeypatch):
 def test_spoilt_transcripts(conversation, pictures, tmp_path, message, spoil):
     session = conversation.session
     session.ask("何色?", pictures[:1])
-    path = save_transcript(session, tmp_path / "told.json")
-    spoil(path, tmp_path / "told.json.pictures")
+    path = save_transcript(session, tmp_path / "talk.json")
+    spoil(path, tmp_path / "talk.json.pictures")
     before = session.token_ids()
     with pytest.raises((ValueError, OSError), match=message):
         load_transcript(session, path)
@@ -287,7 +321,7 @@ def test_in_a_real_terminal(checkpoint, picture_files, chat_model, processor, pi
         expect(first)  # until the answer has begun, Ctrl-C is a key of the line editor
         os.write(master, b"\x03")
         expect("(stopped)")
-        os.write(master, f"/save {tmp_path / 'told.json'}\r".encode())
+        os.write(master, f"/save {tmp_path / 'talk.json'}\r".encode())
         expect("saved")
         os.write(master, b"/exit\r")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -295,7 +329,7 @@ def test_in_a_real_terminal(checkpoint, picture_files, chat_model, processor, pi
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.close(master)
-    told = json.loads((tmp_path / "told.json").read_text())["messages"]
-    assert [message["role"] for message in told] == ["user", "assistant"]
-    assert told[0]["content"][0]["type"] == "image"
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert messages[0]["content"][0]["type"] == "image"
     assert "何色?" in (tmp_path / "jminigpt4" / "history").read_text()

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from jminigpt4.chat import ChatSession
+from jminigpt4.chat.pictures import ShownPicture
 from jminigpt4.chat.turns import Prompts, Turn
 
 PIECES = (
@@ -99,7 +100,7 @@ def test_a_session_takes_hostile_texts_as_words(chat_model, processor, pictures)
     """Through the prompts of a conversation: as many image tokens as pictures, no control ids, every text answered."""
     prompts = Prompts(processor)
     control = set(processor.tokenizer.all_special_ids) - {processor.tokenizer.unk_token_id, processor.image_token_id}
-    picture = ChatSession(chat_model, processor)._see(pictures[0])
+    picture = ShownPicture(pictures[0])
     before = prompts.follow(None, [], [Turn("何?", answer="赤")])
     for text in hostile_texts(300, seed=4):
         turn = prompts.follow("<s>" + text, before, [Turn(text, [picture], answer=text)])[0]

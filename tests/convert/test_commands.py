@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -159,48 +158,72 @@ def test_verify_finds_parts_that_do_not_fit(folder):
     assert "model.query_tokens is (1, 8, 32); the configuration says (1, 4, 32)" in problems
 
 
-# Imports torch once, then forks a child for every conversion that is to be killed.
+# Imports torch once, then forks a child for every conversion. A conversion is a row of steps; asked to, a child stands
+# still before one of them, to be killed there.
 FORKED = """
-import os, sys, time
+import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from jminigpt4.convert import assemble, writing
-raw = writing._raw_bytes
-def slow(entry):
-    time.sleep(0.003)
-    return raw(entry)
-writing._raw_bytes = slow
+from jminigpt4 import checkpoint
+from jminigpt4.convert import assemble, assembly, writing
+steps = stop = 0
+def counted(original):
+    def step(*arguments, **options):
+        global steps
+        steps += 1
+        if steps == stop:
+            print("standing", flush=True)
+            signal.pause()
+        return original(*arguments, **options)
+    return step
+for module, name in ((writing, "_raw_bytes"), (assembly, "_write_small_files"), (assembly, "write_card"),
+                     (assembly, "write_manifest"), (checkpoint, "_flush"), (checkpoint, "_rename_over")):
+    setattr(module, name, counted(getattr(module, name)))
 files, out = sys.argv[1] + "/checkpoints/", sys.argv[2]
-while True:
+while line := sys.stdin.readline():
+    stop = int(line)
     child = os.fork()
     if child == 0:
+        print(os.getpid(), flush=True)
         assemble(vision=files + "eva_vit_g.pth", qformer=files + "blip2_pretrained_flant5xxl.pth",
                  language=sys.argv[1] + "/llm", projection=files + "checkpoint.pth", out=out + "/out",
                  vision_heads=4, qformer_heads=4, progress=False, prove_equal=False)
-        time.sleep(60)
-    print(child, flush=True)
+        print(steps, flush=True)
+        os._exit(0)
     os.waitpid(child, 0)
-    print("killed", flush=True)
+    print("over", flush=True)
 """
 
 
 def test_killed_at_any_moment_nothing_looks_finished(originals, reference, tmp_path):
-    """One process after another is killed somewhere in its first conversion; what is there is whole or hidden."""
-    chance = random.Random(0)
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORKED, str(reference), str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    for _ in range(10):
-        pid = int(process.stdout.readline())
-        time.sleep(chance.uniform(0.05, 0.9))
-        os.kill(pid, signal.SIGKILL)
-        assert process.stdout.readline() == "killed\n"
-        for path in tmp_path.iterdir():
-            assert path.name.startswith(".out.unfinished-") or verify_folder(path) == []
-            if path.name == "out":
-                shutil.rmtree(path)
-    process.kill()
-    process.communicate()
+    """One process after another is killed at another step of its conversion; what is there is whole or hidden."""
+    arguments = [sys.executable, "-c", FORKED, str(reference), str(tmp_path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+
+        def convert_until(stop: int) -> str:
+            """What a conversion says at its end, or standing before a step, where it is killed."""
+            process.stdin.write(f"{stop}\n")
+            pid, state = int(process.stdout.readline()), process.stdout.readline().strip()
+            if state == "standing":
+                os.kill(pid, signal.SIGKILL)
+            assert process.stdout.readline() == "over\n"
+            return state
+
+        steps = int(convert_until(0))
+        shutil.rmtree(tmp_path / "out")
+        finished = []
+        # Tensors make up most of the steps: a few kills among them, and one before each of the last ones.
+        stops = [*range(1, steps, steps // 4), *range(steps - 4, steps + 1)]
+        for stop in stops:
+            assert convert_until(stop) == "standing"
+            finished.append((tmp_path / "out").exists())
+            for path in tmp_path.iterdir():
+                assert path.name.startswith(".out.unfinished-") or verify_folder(path) == []
+                if path.name == "out":
+                    shutil.rmtree(path)
+            assert len(list(tmp_path.iterdir())) == 1 - finished[-1]  # the next run removes what the last one left
+        assert finished == [False] * (len(stops) - 1) + [True]
+        process.stdin.close()
     assemble(**originals, out=tmp_path / "out", prove_equal=False)
     assert verify_folder(tmp_path / "out") == []
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]

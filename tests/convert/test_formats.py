@@ -81,7 +81,7 @@ def test_refuses_what_it_does_not_know(make_processor, name, message, error):
 
 
 def test_names(tokenizer):
-    with pytest.raises(ValueError, match="no prompt format 'vicuna': choose one of article-3.6b, rinna-4b, minigpt4"):
+    with pytest.raises(ValueError, match="no prompt format 'vicuna': choose one of article-3.6b, chatml, minigpt4"):
         prompt_format("vicuna")
     with pytest.raises(ValueError, match=r"has no <\|im_start\|>"):
         chat_template_for(prompt_format("chatml"), tokenizer)

@@ -138,7 +138,7 @@ def test_what_is_not_written(folder, change, match, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=match):
         write_gguf(folder, tmp_path / "model.gguf")
-    with pytest.raises(ValueError, match="'int4' is not one of float32"):
+    with pytest.raises(ValueError, match="no dtype 'int4': choose one of float32"):
         write_gguf(folder, tmp_path / "model.gguf", "int4")
     assert not list(tmp_path.glob("*.gguf*"))
 

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.auto import CONFIG_MAPPING
 
 from jminigpt4.convert import assemble, swap, trust_language_code, verify_folder
+from jminigpt4.convert.account import Account
 
 SIZES = {
     "hidden_size": 32,
@@ -129,7 +130,7 @@ def test_dtype_of_the_language_model_is_kept(originals, tmp_path):
     language_model(tmp_path / "llm", dtype="bfloat16").bfloat16().save_pretrained(tmp_path / "llm")
     convert(originals, tmp_path / "llm", tmp_path / "out", prove_equal=False)
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match="'int8' is not one of float32"):
+    with pytest.raises(ValueError, match="no dtype 'int8': choose one of float32"):
         convert(originals, tmp_path / "llm", tmp_path / "out2", dtype="int8")
 
 
@@ -151,6 +152,14 @@ def test_shards_in_and_shards_out(originals, tmp_path):
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     assert all((tmp_path / "out" / name).stat().st_size < 180_000 for name in files)
+    ours, _ = load(tmp_path / "out")
+    ours.save_pretrained(tmp_path / "again", max_shard_size=160_000)
+    index, theirs = (
+        json.loads((tmp_path / name / "model.safetensors.index.json").read_text()) for name in ("out", "again")
+    )
+    assert index["metadata"] == theirs["metadata"]
+    assert index["weight_map"].keys() == theirs["weight_map"].keys()
+    assert list(index["weight_map"]) == sorted(index["weight_map"]) and set(index["weight_map"].values()) == set(files)
 
 
 def test_pickled_shards(originals, tmp_path):
@@ -271,9 +280,10 @@ class MysteryForCausalLM(LlamaForCausalLM):
     config_class = MysteryConfig
 """
 STRANGER = """
-    import importlib.util, json, sys
+    import importlib.util, json, pathlib, sys
     sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
     sys.path = [path for path in sys.path if not path.startswith("__editable__")]
+    sys.path = [path for path in sys.path if not pathlib.Path(path, "jminigpt4").exists()]
     assert importlib.util.find_spec("jminigpt4") is None
     import torch
     from transformers import AutoModelForImageTextToText
@@ -310,7 +320,7 @@ def test_code_of_a_named_language_model_is_run_and_carried_along(originals, myst
     check_equal(mystery, ours, WORDS)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(STRANGER), str(tmp_path / "out")],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -344,7 +354,7 @@ def test_a_folder_without_language_code_has_none_to_trust(converted):
 
 
 def test_swap_language(originals, converted, tmp_path):
-    """The article's title act: another language model behind the same eyes."""
+    """The article's title act: another language model for a checkpoint."""
     theirs = language_model(tmp_path / "llm", "qwen2")
     proof = swap(
         converted.folder, language=tmp_path / "llm", out=tmp_path / "out", prompt_format="article-3.6b", progress=False
@@ -355,7 +365,6 @@ def test_swap_language(originals, converted, tmp_path):
     assert kept and all(torch.equal(old[name], new[name]) for name in kept)
     ours, _ = load(tmp_path / "out")
     check_equal(theirs, ours, WORDS)
-    notes = json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))["notes"]
-    assert any("has to be trained" in note for note in notes)
-    with pytest.raises(ValueError, match="is not a folder of jminigpt4"):
+    assert Account.read(tmp_path / "out").fresh_projection
+    with pytest.raises(ValueError, match="is no checkpoint of jminigpt4"):
         swap(tmp_path / "llm", language=tmp_path / "llm", out=tmp_path / "out2")

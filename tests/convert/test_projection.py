@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from jminigpt4.checkpoint import save_projection
 from jminigpt4.convert import assemble, verify_folder, write_minigpt4_checkpoint
-from jminigpt4.convert.language import projection_part
+from jminigpt4.convert.account import Account
+from jminigpt4.convert.projection import projection_part
 from jminigpt4.convert.sources import open_source
 
 
@@ -48,7 +49,19 @@ def test_a_fresh_projection_is_reproducible_and_said_to_be_fresh(originals, tmp_
     assert "freshly initialised" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
-def test_our_own_projection_file(originals, converted, tmp_path):
+def test_a_fresh_projection_stays_fresh_in_another_checkpoint(originals, tmp_path):
+    """Until it was trained: then the copy is not fresh either."""
+    options = {"prove_equal": False, "progress": False}
+    assemble(**originals | options | {"projection": None}, out=tmp_path / "a")
+    parts = {"vision": tmp_path / "a", "language": tmp_path / "a", "projection": tmp_path / "a"}
+    assemble(**parts, **options, out=tmp_path / "b")
+    assert Account.read(tmp_path / "b").fresh_projection
+    (tmp_path / "a" / "model-projection.safetensors").touch()
+    assemble(**parts, **options, out=tmp_path / "c")
+    assert not Account.read(tmp_path / "c").fresh_projection
+
+
+def test_a_projection_file_of_this_package(originals, converted, tmp_path):
     path = save_projection(converted.model, tmp_path, {"language_model": "rinna/japanese-gpt-neox-3.6b"})
     assemble(**originals | {"projection": path}, out=tmp_path / "out", prove_equal=False)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted.folder))
@@ -69,7 +82,7 @@ def test_the_way_back_is_bit_equal(originals, converted, reference, tmp_path):
     assert all(torch.equal(again[name], once[name]) for name in once)
     with pytest.raises(FileExistsError, match="exists already"):
         write_minigpt4_checkpoint(converted.folder, path)
-    with pytest.raises(ValueError, match="no folder of jminigpt4 and no projection file"):
+    with pytest.raises(ValueError, match="is no checkpoint of jminigpt4"):
         write_minigpt4_checkpoint(reference / "llm", tmp_path / "b.pth")
 
 
@@ -87,7 +100,7 @@ def test_a_file_with_two_projections_is_refused(originals, tmp_path):
         assemble(**originals | {"projection": tmp_path / "two.pth"}, out=tmp_path / "out")
 
 
-def test_another_projection_for_a_folder_of_ours(originals, converted, tmp_path):
+def test_another_projection_for_a_checkpoint(originals, converted, tmp_path):
     """Every other part, tokenizer and prompt format come from the folder as they are."""
     weight, bias = torch.randn(48, 32), torch.randn(48)
     shutil.copyfile(converted.folder / "config.json", tmp_path / "config.json")  # as beside a training run's output

@@ -10,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoProcessor,
     Blip2Config,
@@ -18,16 +20,23 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2QFormerModel,
     Blip2VisionConfig,
+    CLIPConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
     GPTNeoXConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipQFormerConfig,
     InstructBlipVisionConfig,
+    SiglipConfig,
+    SiglipVisionConfig,
     TimmWrapperConfig,
     TimmWrapperModel,
+    ViTConfig,
 )
 
-from jminigpt4.convert import assemble
+from jminigpt4.convert import assemble, swap, verify_folder
+from jminigpt4.convert.account import Account
 
 VISION = {
     "hidden_size": 32,
@@ -370,3 +379,142 @@ def test_parts_in_the_wrong_place(originals, reference, tmp_path):
     ]:
         with pytest.raises(ValueError, match=match):
             assemble(**originals | {part: wrong}, out=tmp_path / "out")
+
+
+VISION_TYPES = {
+    "vit": ViTConfig,
+    "dinov2": Dinov2Config,
+    "clip_vision_model": CLIPVisionConfig,
+    "siglip_vision_model": SiglipVisionConfig,
+}
+TEXT_TOWER = {"vocab_size": 50, "max_position_embeddings": 16, "projection_dim": 24, "projection_size": 32}
+
+
+def save_image_processor(folder, **changes):
+    settings = {"size": {"height": 28, "width": 28}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    text = json.dumps(settings | {"resample": 2, "rescale_factor": 1 / 255} | changes)
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+
+def vision_model(folder, kind):
+    """A tiny vision model of transformers: alone, as a dual model, or under a classifier."""
+    name = kind.removesuffix(" with a classifier")
+    if name in ("clip", "siglip"):
+        vision, text = (
+            VISION_TYPES[f"{name}_vision_model"](**VISION),
+            VISION | TEXT_TOWER | {"eos_token_id": 2, "pad_token_id": 0},
+        )
+        config = (CLIPConfig if name == "clip" else SiglipConfig)(vision_config=vision.to_dict(), text_config=text)
+        model = AutoModel.from_config(config)
+    else:
+        config = VISION_TYPES[kind.split()[0]](**VISION)
+        cls = AutoModelForImageClassification if kind.endswith("classifier") else AutoModel
+        model = cls.from_config(config)
+    randomise(model).save_pretrained(folder)
+    save_image_processor(folder)
+    return getattr(model, "vision_model", None) or getattr(model, "base_model", model)
+
+
+@pytest.mark.parametrize(
+    "kind", [*VISION_TYPES, "clip", "siglip", "vit with a classifier", "dinov2 with a classifier"]
+)
+def test_a_vision_model_of_transformers(kind, reference, tmp_path):
+    """It converts, proves itself, loads, sees what its source sees, and goes on into another checkpoint."""
+    theirs = vision_model(tmp_path / "vision", kind)
+    qformer_folder(tmp_path / "qformer", 32)
+    proof = assemble(
+        vision=tmp_path / "vision",
+        qformer=tmp_path / "qformer",
+        language=reference / "llm",
+        out=tmp_path / "out",
+        prompt_format="article-3.6b",
+        progress=False,
+    )
+    assert {"image encoder", "layer norm", "Q-Former"} <= {row["stage"] for row in proof.rows()}
+    assert verify_folder(tmp_path / "out") == []
+    ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    pixel_values = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(pixel_values).last_hidden_state
+        found = ours.model.vision_model(pixel_values).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert list(processor.image_processor.image_mean) == [0.4, 0.5, 0.6] and processor.image_processor.resample == 2
+    content = [{"type": "image", "image": Image.new("RGB", (50, 40), "red")}, {"type": "text", "text": "何?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    answer = ours.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
+
+    if kind in ("clip_vision_model", "dinov2"):
+        return  # a norm that could be taken for the Q-Former's, and names that change, are in the others
+    swap(tmp_path / "out", language=reference / "llm", out=tmp_path / "swapped", progress=False)
+    again, once = (load_file(tmp_path / name / "model.safetensors") for name in ("swapped", "out"))
+    assert again.keys() == once.keys()
+    assert all(torch.equal(again[name], once[name]) for name in once if "language_" not in name)
+
+
+def test_what_a_vision_model_leaves_behind_is_counted(reference, tmp_path):
+    qformer_folder(tmp_path / "qformer", 32)
+    sources = {"qformer": tmp_path / "qformer", "language": reference / "llm", "prove_equal": False}
+    for kind in ("siglip", "vit with a classifier"):
+        vision_model(tmp_path / kind, kind)
+        assemble(vision=tmp_path / kind, out=tmp_path / f"{kind} out", progress=False, **sources)
+    account = Account.read(tmp_path / "siglip out")
+    left_out = account.sources["vision"]["left_out"]
+    names = load_file(tmp_path / "siglip" / "model.safetensors")
+    towers = [name for name in names if name.startswith("text_model.")]
+    assert towers and left_out == {"text tower": len(towers), "temperature of the pre-training": 2}
+    account = Account.read(tmp_path / "vit with a classifier out")
+    assert account.sources["vision"]["left_out"] == {"head of the pre-training": 2}
+    assert any("has no pooler" in note for note in account.notes)
+
+
+def test_a_vision_model_of_transformers_that_cannot_be_used(reference, tmp_path):
+    folder = tmp_path / "vision"
+    vision_model(folder, "siglip")
+    qformer_folder(tmp_path / "qformer", 36)
+    sources = {"vision": folder, "language": reference / "llm", "out": tmp_path / "out", "progress": False}
+    with pytest.raises(ValueError, match="image encoder is 32 wide, but the Q-Former .* 36"):
+        assemble(**sources, qformer=tmp_path / "qformer")
+    with pytest.raises(ValueError, match="holds no Q-Former"):
+        assemble(**sources)
+    qformer_folder(tmp_path / "fitting", 32)
+    sources["qformer"] = tmp_path / "fitting"
+    save_image_processor(folder, rescale_factor=1.0)
+    with pytest.raises(ValueError, match="another scale than 1/255"):
+        assemble(**sources)
+    save_image_processor(folder, size={"height": 42, "width": 42})
+    with pytest.raises(ValueError, match="'siglip_vision_model' cannot stand before a Q-Former"):
+        assemble(**sources)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="has no preprocessor_config.json"):
+        assemble(**sources)
+    save_image_processor(folder)
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"vision_model.mystery": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="neither used nor known to be of no use: vision_model.mystery"):
+        assemble(**sources)
+    state.pop("vision_model.post_layernorm.bias")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="1 tensors of the model are in no source, .*post_layernorm.bias"):
+        assemble(**sources)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_cut_to_their_middle_are_noted(reference, tmp_path):
+    """CLIP's processor: the shortest edge first, then the middle. The size is that of the middle."""
+    vision_model(tmp_path / "vision", "clip")
+    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True}
+    save_image_processor(tmp_path / "vision", **crop)
+    qformer_folder(tmp_path / "qformer", 32)
+    sources = {"vision": tmp_path / "vision", "qformer": tmp_path / "qformer", "language": reference / "llm"}
+    assemble(**sources, out=tmp_path / "out", prove_equal=False, progress=False)
+    size = AutoProcessor.from_pretrained(tmp_path / "out").image_processor.size
+    assert (size["height"], size["width"]) == (28, 28)
+    assert any("the middle of pictures" in note for note in Account.read(tmp_path / "out").notes)

@@ -2,11 +2,12 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import pytest
 
-from jminigpt4.data.readers import Source, as_source, detect, read_source
+from jminigpt4.data.readers import DataSource, as_source, detect, read_source
 from jminigpt4.data.rows import PICTURE, group_rows
 
 
@@ -30,9 +31,11 @@ def put(folder, draw, **pictures):
         draw(number).save(path, format="PNG")
 
 
-def said(row) -> str:
+def rendered(row) -> str:
     """The conversation as one line, `@` for a picture."""
-    return "|".join("".join("@" if part is PICTURE else part for part in turn.parts) for turn in row.turns)
+    return "|".join(
+        "".join("@" if part is PICTURE else part for part in message.parts) for message in row.conversation
+    )
 
 
 def stair(folder, split="train", tokenized=False):
@@ -66,8 +69,8 @@ def test_stair_captions_with_the_names_of_2014_and_2017(tmp_path, draw, layout, 
     for number, split in ((9, "train"), (25, "train")):
         put(tmp_path / "coco", draw, **{layout.format(split=split, id=number): number})
     path = stair(tmp_path, tokenized=tokenized)
-    rows = read_source(Source(str(path), images=str(tmp_path / "coco")))
-    assert [said(row) for row in rows] == ["@|キリンが立っている", "@|弁当がある", "@|木と動物", "@|野菜と果物"]
+    rows = read_source(DataSource(str(path), images=str(tmp_path / "coco")))
+    assert [rendered(row) for row in rows] == ["@|キリンが立っている", "@|弁当がある", "@|木と動物", "@|野菜と果物"]
     assert [row.image_ids for row in rows] == [("coco:25",), ("coco:9",), ("coco:25",), ("coco:9",)]
     assert all(row.is_caption and row.pictures[0].read()[:4] == b"\x89PNG" for row in rows)
     assert [len(group.rows) for group in group_rows(rows)] == [2, 2]
@@ -79,7 +82,7 @@ def test_train_and_val_together_in_two_folders(tmp_path, draw):
     put(tmp_path / "val2014", draw, **{f"COCO_val2014_{number:012d}.jpg": number for number in (9, 25)})
     paths = [str(stair(tmp_path, "train")), str(stair(tmp_path, "val"))]
     folders = [str(tmp_path / "train2014"), str(tmp_path / "val2014")]
-    rows = read_source(Source(paths, images=folders, name="stair"))
+    rows = read_source(DataSource(paths, images=folders, name="stair"))
     assert len(rows) == 8 and {row.source for row in rows} == {"stair"}
     assert {row.pictures[0].path.rpartition("/")[0] for row in rows[4:]} == {str(tmp_path / "val2014")}
 
@@ -89,7 +92,7 @@ def test_yj_captions_and_a_caption_without_its_picture(tmp_path, draw):
     images = [{"id": 9, "file_name": "COCO_train2014_000000000009.jpg", "height": 1, "width": 1}]
     captions = [{"image_id": 9, "id": 5, "caption": "お弁当"}]
     path = write_json(tmp_path / "yjcaptions26k_clean.json", {"images": images, "annotations": captions})
-    assert [said(row) for row in read_source(as_source(path))] == ["@|お弁当"]
+    assert [rendered(row) for row in read_source(as_source(path))] == ["@|お弁当"]
     captions.append({"image_id": 10, "id": 6, "caption": "迷子"})
     write_json(path, {"images": images, "annotations": captions})
     with pytest.raises(ValueError, match="annotation 6: 10 is missing"):
@@ -116,12 +119,12 @@ def test_visual_genome_is_joined_by_id_over_two_folders(tmp_path, draw):
         for number in (7, 2317429)
     ]
     path = write_json(tmp_path / "question_answers.json", entries)
-    rows = read_source(Source(str(path), images=str(tmp_path / "vg")))
-    assert [said(row) for row in rows] == ["@何0?|答え7", "@何1?|答え7", "@何0?|答え2317429", "@何1?|答え2317429"]
+    rows = read_source(DataSource(str(path), images=str(tmp_path / "vg")))
+    assert [rendered(row) for row in rows] == ["@何0?|答え7", "@何1?|答え7", "@何0?|答え2317429", "@何1?|答え2317429"]
     assert rows[0].pictures[0].path.endswith("VG_100K_2/7.jpg") and rows[2].pictures[0].path.endswith("2317429.jpg")
     assert rows[2].image_ids == ("vg:2317429",) and not rows[0].is_caption
     apart = [str(tmp_path / "vg" / "VG_100K"), str(tmp_path / "vg" / "VG_100K_2")]
-    assert [row.pictures for row in read_source(Source(str(path), images=apart))] == [row.pictures for row in rows]
+    assert [row.pictures for row in read_source(DataSource(str(path), images=apart))] == [row.pictures for row in rows]
 
 
 def shard(path, members):
@@ -154,7 +157,7 @@ def test_webdataset_shards_of_img2dataset(tmp_path, draw):
         tmp_path / "00001.tar", [("x.y.png", encoded(3, "PNG")), ("x.y.txt", b""), ("x.json", b'{"caption": "hello"}')]
     )
     rows = read_source(as_source(tmp_path))
-    assert [said(row) for row in rows] == ["@|猫の写真", "@|犬"]
+    assert [rendered(row) for row in rows] == ["@|猫の写真", "@|犬"]
     assert rows[1].pictures[0].read() == encoded(1, "WEBP")
     assert rows[0].image_ids != rows[1].image_ids
     (tmp_path / "00002.tar").write_bytes(b"not a tar at all" * 100)
@@ -167,9 +170,11 @@ def test_minigpt4_second_stage(tmp_path, draw):
     annotations = [{"image_id": "2", "caption": "The image shows a cat."}, {"image_id": "30", "caption": "A dog."}]
     write_json(tmp_path / "cc_sbu_align" / "filter_cap.json", {"annotations": annotations})
     rows = read_source(as_source(tmp_path / "cc_sbu_align"))
-    assert [said(row) for row in rows] == ["@|The image shows a cat.", "@|A dog."]
+    assert [rendered(row) for row in rows] == ["@|The image shows a cat.", "@|A dog."]
     assert [row.pictures[0].read()[:4] for row in rows] == [b"\x89PNG"] * 2
-    assert read_source(as_source(tmp_path / "cc_sbu_align" / "filter_cap.json"))[0].turns == rows[0].turns
+    assert (
+        read_source(as_source(tmp_path / "cc_sbu_align" / "filter_cap.json"))[0].conversation == rows[0].conversation
+    )
 
 
 LLAVA = [
@@ -210,7 +215,7 @@ def test_llava_pictures_of_coco_2017_on_a_disk_with_2014(tmp_path, draw):
     conversation = [{"from": "human", "value": "何?\n<image>"}, {"from": "gpt", "value": "犬"}]
     row = {"id": "a", "image": "coco/train2017/000000033471.jpg", "conversations": conversation}
     path = write_lines(tmp_path / "llava_v1_5_instruct_620k_ja_v2.jsonl", [row])
-    (read,) = read_source(Source(str(path), images=str(tmp_path / "coco")))
+    (read,) = read_source(DataSource(str(path), images=str(tmp_path / "coco")))
     assert read.pictures[0].path.endswith("COCO_val2014_000000033471.jpg") and read.image_ids == ("coco:33471",)
 
 
@@ -220,9 +225,9 @@ def test_llava_conversations(tmp_path, draw, kind):
     put(tmp_path / "rest", draw, **{"vg/VG_100K/7.jpg": 2, "a.png": 3, "b.png": 4})
     path = tmp_path / f"llava.{kind}"
     write_json(path, LLAVA) if kind == "json" else write_lines(path, LLAVA)
-    source = Source(str(path), images=[str(tmp_path / "coco"), str(tmp_path / "rest")])
+    source = DataSource(str(path), images=[str(tmp_path / "coco"), str(tmp_path / "rest")])
     rows = read_source(source)
-    assert [said(row) for row in rows] == [
+    assert [rendered(row) for row in rows] == [
         "@何色ですか?|赤です。|なぜ?|塗装です。",
         "@これは?|花です。",
         "こんにちは|はい",
@@ -230,10 +235,10 @@ def test_llava_conversations(tmp_path, draw, kind):
     ]
     assert [row.image_ids for row in rows[:3]] == [("coco:33471",), ("vg:7",), ()]
     assert all(picture.read()[:4] == b"\x89PNG" for row in rows for picture in row.pictures)
-    english = read_source(Source(str(path), images=source.images, language="value"))
-    assert said(english[0]) == "@What colour?|Red.|Why?|Paint."
+    english = read_source(DataSource(str(path), images=source.images, language="value"))
+    assert rendered(english[0]) == "@What colour?|Red.|Why?|Paint."
     with pytest.raises(ValueError, match=rf"row {1 if kind == 'json' else 2} .*jp' is missing"):
-        read_source(Source(str(path), images=source.images, language="jp"))
+        read_source(DataSource(str(path), images=source.images, language="jp"))
 
 
 def test_unknown_roles_are_named(tmp_path):
@@ -268,16 +273,17 @@ def test_parquet_with_messages_and_images(tmp_path, draw):
     )
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
     read = read_source(as_source(tmp_path / "rows.parquet"))
-    assert [said(row) for row in read] == ["@これは?|花", "@これは?|花", "@これは?|木"]
+    assert [rendered(row) for row in read] == ["@これは?|花", "@これは?|花", "@これは?|木"]
     assert [row.pictures[0].read() for row in read] == [content(1)["bytes"], b"broken", content(3)["bytes"]]
     assert len({picture.name for row in read for picture in row.pictures}) == 3
+    assert pickle.loads(pickle.dumps(read[2])).pictures[0].read() == content(3)["bytes"]  # as DataLoader workers do
     (tmp_path / "shards").mkdir()
     for part in range(2):
         (tmp_path / "shards" / f"train-0000{part}-of-00002.parquet").write_bytes(
             (tmp_path / "rows.parquet").read_bytes()
         )
     both = read_source(as_source(tmp_path / "shards"))
-    assert [row.turns for row in both] == [row.turns for row in read] * 2
+    assert [row.conversation for row in both] == [row.conversation for row in read] * 2
     assert len({row.image_ids for row in both}) == 6
 
 
@@ -285,7 +291,7 @@ def test_imagefolder_with_metadata(tmp_path, draw):
     put(tmp_path / "folder", draw, **{"a.png": 1, "deep/b.png": 2})
     lines = [{"file_name": "a.png", "text": "赤い車"}, {"file_name": "deep/b.png", "question": "何?", "answer": "犬"}]
     write_lines(tmp_path / "folder" / "metadata.jsonl", lines)
-    assert [said(row) for row in read_source(as_source(tmp_path / "folder"))] == ["@|赤い車", "@何?|犬"]
+    assert [rendered(row) for row in read_source(as_source(tmp_path / "folder"))] == ["@|赤い車", "@何?|犬"]
 
 
 def test_plain_lines(tmp_path, draw):
@@ -304,12 +310,12 @@ def test_plain_lines(tmp_path, draw):
         ],
     )
     rows = read_source(as_source(path))
-    assert [said(row) for row in rows] == ["@|猫", "@何?|犬", "@@違いは?|色", "やあ|はい"]
+    assert [rendered(row) for row in rows] == ["@|猫", "@何?|犬", "@@違いは?|色", "やあ|はい"]
     assert rows[0].image_ids == ("coco:9",) and rows[1].image_ids == ("rows:b.png",)
 
 
 @pytest.mark.parametrize(
-    ("line", "said_of_it"),
+    ("line", "message_text"),
     [
         ('{"image": "a.png"}', "line 2.*caption"),
         ('{"image": "a.png", "caption": ""}', "line 2.*empty"),
@@ -319,10 +325,10 @@ def test_plain_lines(tmp_path, draw):
         ('{"images": ["a.png"], "messages": [{"role": "user", "content": "q"}]}', "line 2.*end with an answer"),
     ],
 )
-def test_faults_are_named_by_line(tmp_path, line, said_of_it):
+def test_faults_are_named_by_line(tmp_path, line, message_text):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"image": "a.png", "caption": "ok"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=said_of_it):
+    with pytest.raises(ValueError, match=message_text):
         read_source(as_source(path))
 
 
@@ -336,6 +342,46 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path):
         as_source({"path": "x", "wheight": 3})
     path = write_lines(tmp_path / "rows.jsonl", [{"image": "a.png", "caption": "x"}])
     with pytest.raises(FileNotFoundError, match="picture folder"):
-        read_source(Source(str(path), images=str(tmp_path / "absent")))
+        read_source(DataSource(str(path), images=str(tmp_path / "absent")))
     (row,) = read_source(as_source(path))
     assert row.pictures[0].path == str(tmp_path / "a.png")  # missing, and nothing else in its place
+
+
+def test_a_reader_that_registers_itself_is_known_to_all_who_list_readers(tmp_path, monkeypatch):
+    from jminigpt4.data.id_lists import read_ids
+    from jminigpt4.data.readers import READERS, registry
+    from jminigpt4.data.rows import caption_row
+
+    path = tmp_path / "a.lines"
+    path.write_text("000000000009.jpg 犬\nb.jpg 猫\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="jsonl .*webdataset"):
+        detect(path)
+    monkeypatch.setitem(READERS, "lines", None)  # taken back after the test
+
+    @registry.reader("lines", "lines of a name and a caption", lambda path: path.suffix == ".lines")
+    def read(path, folders, source):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, caption = line.split()
+            yield caption_row(caption, folders.find(name), f"lines:{name}", source)
+
+    assert [rendered(row) for row in read_source(as_source(path))] == ["@|犬", "@|猫"]
+    assert set(read_ids(path)) == {"lines:000000000009.jpg", "lines:b.jpg"}
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="lines .lines of a name and a caption"):
+        detect(tmp_path / "notes.txt")
+
+
+def test_every_file_of_the_folder_registers_a_reader_and_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = """
+import sys, jminigpt4
+before = set(sys.modules)
+from jminigpt4.data.readers import READERS
+from jminigpt4.evaluate.benchmarks import BENCHMARKS
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(len(READERS), len(BENCHMARKS), sorted(new & {"torch", "transformers", "pyarrow", "datasets"}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "8 8 []"

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from jminigpt4.evaluate.benchmarks import KINDS, parse_request, read_items
+from jminigpt4.evaluate.benchmarks import BENCHMARKS, parse_request, read_items
 
 
 def read(text: str, *images, **options):
@@ -134,7 +134,7 @@ def test_own_conversations_keep_their_earlier_turns(tmp_path, lines, own):
             "line 1: there is no right answer",
         ),
         ({"image": "drawings/9.png", "caption": "猫"}, "1 of 1 pictures are not there, the first is drawings/9.png"),
-        ({"image": "drawings/0.png", "caption": "猫", "image_ids": ["a", "b"]}, "1 pictures but 2 image ids"),
+        ({"image": "drawings/0.png", "caption": "猫", "image_ids": ["a", "b"]}, "line 1: 1 pictures but 2 image ids"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, lines, own, row, said):
@@ -180,5 +180,5 @@ def test_a_wrong_request_names_what_there_is(text, said):
 
 
 def test_protocols_have_their_own_titles():
-    titles = [parse_request(f"ja-vg-vqa-500:{each}").title for each in KINDS["ja-vg-vqa-500"].protocols]
+    titles = [parse_request(f"ja-vg-vqa-500:{each}").title for each in BENCHMARKS["ja-vg-vqa-500"].protocols]
     assert titles == ["ja-vg-vqa-500-sakana", "ja-vg-vqa-500-llm-jp"]

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from jminigpt4.cli import app
 from jminigpt4.evaluate import generation
-from jminigpt4.evaluate.benchmarks import parse_request
-from jminigpt4.evaluate.running import Plan, run
+from jminigpt4.evaluate.benchmarks import BENCHMARKS, parse_request
+from jminigpt4.evaluate.running import EvaluationPlan, run
 
 
 def scored(tmp_path, request: str, path, **plan) -> dict[str, float]:
     """Scores of given answers by the metric's bare name."""
-    sheet = run(Plan([parse_request(request)], tmp_path / "out", answered=[path], **plan))
+    sheet = run(EvaluationPlan([parse_request(request)], tmp_path / "out", answered=[path], **plan))
     return {score.metric.split(" [")[0]: score.value for score in sheet.results[0].scores}
 
 
@@ -60,7 +60,7 @@ def test_wild_bench_scores_long_answers(tmp_path, wild, answers):
 def test_jmmmu_scores_accuracy(tmp_path, jmmmu, answers):
     said = {"validation_Japanese_Art_1": "B", "validation_Math_7": "12.5です", "validation_Math_8": "わかりません"}
     path = answers(tmp_path / "a.jsonl", said)
-    sheet = run(Plan([parse_request(f"jmmmu={jmmmu}")], tmp_path / "out", answered=[path]))
+    sheet = run(EvaluationPlan([parse_request(f"jmmmu={jmmmu}")], tmp_path / "out", answered=[path]))
     accuracy, named = sheet.results[0].scores
     assert accuracy.value == pytest.approx(200 / 3) and accuracy.n == 3
     assert named.value == 50 and named.n == 2
@@ -72,7 +72,9 @@ def test_jmmmu_scores_accuracy(tmp_path, jmmmu, answers):
 def test_own_messages_score_by_their_fields(tmp_path, own, answers):
     said = {f"{n}-{kind}": "犬が写っています。" for n in range(4) for kind in ("name", "colour", "edible")}
     said["0-colour"] = "赤いです"
-    sheet = run(Plan([parse_request(str(own))], tmp_path / "out", answered=[answers(tmp_path / "a.jsonl", said)]))
+    sheet = run(
+        EvaluationPlan([parse_request(str(own))], tmp_path / "out", answered=[answers(tmp_path / "a.jsonl", said)])
+    )
     exact = sheet.results[0].scores[0]
     assert exact.value == pytest.approx(500 / 12) and exact.low < exact.value < exact.high
     values = {kind: scores[0].value for kind, scores in sheet.results[0].categories["category"].items()}
@@ -82,7 +84,7 @@ def test_own_messages_score_by_their_fields(tmp_path, own, answers):
 
 def test_heron_bench_goes_to_a_judge_and_comes_back(tmp_path, heron, answers, lines):
     path = answers(tmp_path / "a.jsonl", {str(n): f"返事{n}" for n in range(4)})
-    plan = Plan([parse_request(f"heron-bench={heron}")], tmp_path / "out", answered=[path])
+    plan = EvaluationPlan([parse_request(f"heron-bench={heron}")], tmp_path / "out", answered=[path])
     sheet = run(plan)
     assert sheet.results[0].scores == [] and "Not scored yet" in sheet.results[0].notes[0]
     requests = [json.loads(line) for line in (tmp_path / "out/heron-bench/judge_requests.jsonl").open()]
@@ -104,7 +106,7 @@ def test_heron_bench_goes_to_a_judge_and_comes_back(tmp_path, heron, answers, li
     reviews = [{"question_id": row["question_id"], "tuple": [row["score_gpt"], row["score"]]} for row in plain]
     for name, rows in (("plain", plain), ("batch", batch), ("reviews", reviews)):
         verdicts = lines(tmp_path / f"{name}.jsonl", rows)
-        judged = run(Plan(plan.requests, tmp_path / "out", answered=[path], verdicts=verdicts)).results[0]
+        judged = run(EvaluationPlan(plan.requests, tmp_path / "out", answered=[path], verdicts=verdicts)).results[0]
         # conv (4 + 6) / 16, detail 2 / 8, complex 8 / 8
         assert judged.scores[0].value == pytest.approx(100 * (5 / 8 + 1 / 4 + 1) / 3), name
         assert judged.categories["category"]["detail"][0].value == 25
@@ -122,19 +124,23 @@ def test_wrong_verdicts_are_named(tmp_path, heron, answers, lines, row, said):
     path = answers(tmp_path / "a.jsonl", {str(n): "はい" for n in range(4)})
     verdicts = lines(tmp_path / "v.jsonl", [row])
     with pytest.raises(ValueError, match=said):
-        run(Plan([parse_request(f"heron-bench={heron}")], tmp_path / "out", answered=[path], verdicts=verdicts))
+        run(
+            EvaluationPlan(
+                [parse_request(f"heron-bench={heron}")], tmp_path / "out", answered=[path], verdicts=verdicts
+            )
+        )
 
 
 def test_missing_answers_are_counted(tmp_path, own, answers):
     path = answers(tmp_path / "a.jsonl", {"0-name": "犬"})
     with pytest.raises(ValueError, match="has no answer to 11 of 12 items, the first is 0-colour"):
-        run(Plan([parse_request(str(own))], tmp_path / "out", answered=[path]))
+        run(EvaluationPlan([parse_request(str(own))], tmp_path / "out", answered=[path]))
     assert not (tmp_path / "out").exists()
 
 
-def plan_for(checkpoint, own, output, **options) -> Plan:
+def plan_for(checkpoint, own, output, **options) -> EvaluationPlan:
     settings = {"max_new_tokens": 8, "batch_size": 5}
-    return Plan(
+    return EvaluationPlan(
         [parse_request(str(own))], output, model=str(checkpoint), generation=settings, progress=False, **options
     )
 
@@ -190,9 +196,9 @@ def test_answers_are_scored_again_without_the_model(tmp_path, checkpoint, own, m
     made = run(plan_for(checkpoint, own, tmp_path / "out"))
     run(plan_for(checkpoint, own, tmp_path / "few", limit=4))
     monkeypatch.setattr(generation.Answerer, "answers", lambda *_: pytest.fail("nothing is to be generated"))
-    again = run(Plan([], tmp_path / "again", answered=[tmp_path / "out/held_out/predictions.jsonl"]))
+    again = run(EvaluationPlan([], tmp_path / "again", answered=[tmp_path / "out/held_out/predictions.jsonl"]))
     assert again.as_dict() == made.as_dict()
-    few = run(Plan([], tmp_path / "again", answered=[tmp_path / "few/held_out/predictions.jsonl"]))
+    few = run(EvaluationPlan([], tmp_path / "again", answered=[tmp_path / "few/held_out/predictions.jsonl"]))
     assert few.results[0].scores[0].n == 4
     assert made.settings["held_out"]["seed"] == 0 and made.settings["held_out"]["dtype"] == "float32"
 
@@ -205,7 +211,7 @@ def test_two_models_are_compared_on_the_same_items(tmp_path, own, answers):
         (tmp_path / name / "held_out").mkdir(parents=True)
         answers(tmp_path / name / "held_out/predictions.jsonl", {key: said(key) for key in keys})
     better = run(
-        Plan(
+        EvaluationPlan(
             [request],
             tmp_path / "good",
             answered=[tmp_path / "good/held_out/predictions.jsonl"],
@@ -219,7 +225,7 @@ def test_two_models_are_compared_on_the_same_items(tmp_path, own, answers):
     assert "Compared with" in page and ">better<" in page
     with pytest.raises(FileNotFoundError, match="holds no answers to held_out"):
         run(
-            Plan(
+            EvaluationPlan(
                 [request],
                 tmp_path / "x",
                 answered=[tmp_path / "good/held_out/predictions.jsonl"],
@@ -231,7 +237,7 @@ def test_two_models_are_compared_on_the_same_items(tmp_path, own, answers):
 def test_the_report_needs_nothing_from_elsewhere(tmp_path, vg500, answers):
     path = answers(tmp_path / "a.jsonl", {"101": "<b>赤</b>", "103": "青い"})
     (tmp_path / "train.txt").write_text("9\n")
-    plan = Plan(
+    plan = EvaluationPlan(
         [parse_request(f"ja-vg-vqa-500={vg500}")], tmp_path / "out", answered=[path], training=[tmp_path / "train.txt"]
     )
     run(plan)
@@ -289,3 +295,13 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path, own, arguments, 
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, ValueError | OSError) and said in str(error)
     assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_every_benchmark_by_itself():
+    from jminigpt4.evaluate.commands import named_benchmarks
+
+    listed = " ".join(named_benchmarks())
+    assert all(name in listed for name, each in BENCHMARKS.items() if each.dataset is not None)
+    shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "400"}).output
+    shown = "".join(shown.split())  # lines are broken anywhere, at hyphens too
+    assert "ja-vg-vqa-500(sakanaorllm-jp)," in shown and "heron-bench" in shown

@@ -9,7 +9,6 @@ from PIL import Image
 
 from jminigpt4 import DEMO, cli
 from jminigpt4.chat import ChatSession
-from jminigpt4.chat.settings import Settings
 from jminigpt4.convert.gguf import write_gguf
 from jminigpt4.inference.llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
 from jminigpt4.inference.loading import load_checkpoint
@@ -94,13 +93,6 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capfd, name, m
     assert printed.err.startswith("jminigpt4: ") and message in printed.err and printed.err.count("\n") == 1
 
 
-def test_one_way_to_decode(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="one of --fast and --gguf"):
-        Settings(str(checkpoint), fast=True, gguf=tmp_path / "model.gguf").open_session()
-    with pytest.raises(ValueError, match="one of bits, int8 and gguf"):
-        load_checkpoint(checkpoint, "cpu", bits=8, gguf=tmp_path / "model.gguf")
-
-
 @needs_llama_cpp
 def test_a_conversation_equals_that_of_torch(loaded, chat_model, processor, pictures):
     ours, theirs = ChatSession(*loaded), ChatSession(chat_model, processor)
@@ -161,7 +153,7 @@ def test_answers_end_at_the_end_of_sentence(loaded, pictures):
     spoken = session.undo().answer_ids
     end = spoken[-2]
     answer = session.ask("何が写ってる?", [pictures[0]], eos_token_id=end)
-    assert session.turns[0].answer_ids == session._read(spoken[: spoken.index(end)]).token_ids
+    assert session.turns[0].answer_ids == session._generator.read(spoken[: spoken.index(end)], {}).token_ids
     assert answer and answer != whole and whole.startswith(answer)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from jminigpt4.checkpoint import read_projection, save_projection
 from jminigpt4.train import engine
-from jminigpt4.train.engine import prepare, train
+from jminigpt4.train.engine import _prepare, train
 from jminigpt4.train.metrics import read_metrics
 from jminigpt4.train.recipe import Recipe
 from jminigpt4.train.trainer import newest_checkpoint
@@ -29,6 +29,10 @@ RECIPE = Recipe(
 def weights(folder) -> torch.Tensor:
     weight, bias, _ = read_projection(folder)
     return torch.cat([weight.flatten(), bias])
+
+
+def all_steps(steps) -> list:
+    return [steps[index] for index in range(len(steps))]
 
 
 @pytest.fixture
@@ -148,7 +152,7 @@ def test_a_checkpoint_of_another_order_is_not_gone_on_from(run, captions):
 
 def test_a_second_stage_begins_with_the_first_ones_projection(run, make_model, processor, captions):
     first = run("first", max_steps=2)
-    second = prepare(make_model(), captions, RECIPE, processor, projection=first.output)
+    second = _prepare(make_model(), captions, RECIPE, processor, projection=first.output)
     layer = second.model.model.language_projection
     assert torch.equal(torch.cat([layer.weight.flatten(), layer.bias]), weights(first.output))
 
@@ -157,7 +161,7 @@ def test_a_projection_of_another_size_is_refused(make_model, processor, captions
     other = make_model("gpt_neox", hidden_size=16, num_attention_heads=2)
     save_projection(other, tmp_path)
     with pytest.raises(ValueError, match="another language model"):
-        prepare(make_model(), captions, RECIPE, processor, projection=tmp_path)
+        _prepare(make_model(), captions, RECIPE, processor, projection=tmp_path)
 
 
 def test_bad_pictures_are_skipped_listed_and_limited(run, captions, tmp_path):
@@ -214,12 +218,56 @@ def test_overfitting_takes_a_few_pictures_and_learns_them(run):
 
 
 def test_a_dry_run_changes_and_writes_nothing(make_model, processor, captions, tmp_path):
-    prepared = prepare(make_model(), captions, RECIPE, processor, progress=False)
+    prepared = _prepare(make_model(), captions, RECIPE, processor, progress=False)
     before = prepared.model.model.language_projection.weight.clone()
     report = prepared.dry_run()
     assert report["steps"] == 12 and report["rows"] == 9 and report["supervised_tokens_per_row"] > 2
     assert torch.equal(prepared.model.model.language_projection.weight, before)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def test_crops_are_drawn_from_seed_and_epoch_alone(make_model, processor, captions):
+    captions.write_text("".join(captions.read_text().splitlines(True)[:3]))
+
+    def crops(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        recipe = RECIPE.with_(augmentation=True, seed=seed, steps_per_epoch=None)
+        steps = _prepare(make_model(), captions, recipe, processor).steps
+        return steps[0].pixel_values, steps[1].pixel_values
+
+    (first, next_epoch), (again, _), (other, _) = crops(1), crops(1), crops(2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next_epoch) and not torch.equal(first, other)
+
+
+def test_cached_views_are_drawn_anew_in_every_epoch(make_model, processor, captions, tmp_path):
+    captions.write_text("".join(captions.read_text().splitlines(True)[:3]))
+    recipe = RECIPE.with_(augmentation=True, views=3, steps_per_epoch=None, epochs=12)
+    run = _prepare(make_model(), captions, recipe, processor, tmp_path / "features", progress=False)
+    picture = run.sources[0].training[0].pictures[0]
+    views = [run.pictures.features([picture], view) for view in range(3)]
+    drawn = [
+        next(view for view in range(3) if torch.equal(step.query_features, views[view]))
+        for step in all_steps(run.steps)
+    ]
+    assert set(drawn) == {0, 1, 2}
+
+
+def test_validation_pictures_are_never_trained_on(make_model, processor, captions, monkeypatch):
+    run = _prepare(make_model(), captions, RECIPE.with_(validation=0.3), processor)
+    decode, names = run.encoder.pixel_values, set()
+    monkeypatch.setattr(run.encoder, "pixel_values", lambda *given: names.add(given[1]) or decode(*given))
+    assert sum(step.rows for step in all_steps(run.validation)) == 3 * len(names)
+    held = set(names)
+    names.clear()
+    assert all(step.rows for step in all_steps(run.steps))
+    assert held and names and not held & names and len(held | names) == 8
+
+
+def test_samples_are_generated_in_eval_mode(run, make_model):
+    model, modes = make_model(), []
+    model.register_forward_pre_hook(lambda module, given: modes.append((torch.is_grad_enabled(), module.training)))
+    run(model=model, sample_steps=1, max_steps=2)
+    assert set(modes) == {(True, True), (False, False)}
 
 
 def test_loss_per_source_is_logged(run, captions, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jminigpt4.data.pictures import Picture
+from jminigpt4.data.pictures import FilePicture
 from jminigpt4.train.features import FeatureCache, PictureEncoder
 
 
@@ -19,10 +19,10 @@ def frozen(make_model):
 
 
 @pytest.fixture
-def pictures(tmp_path, draw) -> list[Picture]:
+def pictures(tmp_path, draw) -> list[FilePicture]:
     for number in range(6):
         draw(number).save(tmp_path / f"{number}.png")
-    return [Picture(str(tmp_path / f"{number}.png")) for number in range(6)]
+    return [FilePicture(str(tmp_path / f"{number}.png")) for number in range(6)]
 
 
 def counting(encoder: PictureEncoder, monkeypatch) -> list[int]:
@@ -84,8 +84,8 @@ def test_content_counts_and_not_the_name(frozen, processor, pictures, tmp_path, 
     calls = counting(encoder, monkeypatch)
     moved = tmp_path / "moved.png"
     shutil.copy(pictures[2].path, moved)
-    cache.fill([Picture(str(moved))], progress=False)
-    assert calls == [] and torch.equal(cache.features([Picture(str(moved))]), cache.features([pictures[2]]))
+    cache.fill([FilePicture(str(moved))], progress=False)
+    assert calls == [] and torch.equal(cache.features([FilePicture(str(moved))]), cache.features([pictures[2]]))
 
     old = cache.features([pictures[0]])
     draw(77).resize((90, 90)).save(pictures[0].path)
@@ -132,7 +132,7 @@ def test_bad_pictures_are_listed_and_nothing_takes_their_place(frozen, processor
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    bad = [Picture(str(tmp_path / name)) for name in ("cut.png", "page.jpg", "empty.jpg", "absent.png")]
+    bad = [FilePicture(str(tmp_path / name)) for name in ("cut.png", "page.jpg", "empty.jpg", "absent.png")]
     cache = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
     found = cache.fill([bad[0], pictures[0], *bad[1:], pictures[1]], progress=False)
     assert [each.name for each in found] == [picture.name for picture in bad]
@@ -159,7 +159,7 @@ def test_archive_members_are_read_where_they_lie(frozen, processor, pictures, tm
     content = [picture.read() for picture in pictures[:2]]
     archive = tmp_path / "two"
     archive.write_bytes(b"head" + content[0] + content[1])
-    member = Picture(str(archive), 4 + len(content[0]), len(content[1]))
+    member = FilePicture(str(archive), 4 + len(content[0]), len(content[1]))
     cache = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
     cache.fill([member, pictures[1]], progress=False)
     assert len(cache) == 1 and torch.equal(cache.features([member]), cache.features([pictures[1]]))

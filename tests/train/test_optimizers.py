@@ -149,5 +149,7 @@ def test_gradients_stay_and_what_has_none_stays_as_it_is():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="optimizer must be one of adamw, muon, got 'sgd'"):
         Recipe(optimizer="sgd")
+    with pytest.raises(ValueError, match="adamw goes with lora"):
+        Recipe(optimizer="muon", lora=4)
     with pytest.raises(ValueError, match=r"matrices, got a parameter of shape \(3,\)"):
         Muon([{"params": [nn.Parameter(torch.zeros(3))], "momentum": 0.9}], lr=0.1, betas=(0.9, 0.999))

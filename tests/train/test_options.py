@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from jminigpt4.train.engine import prepare, train
+from jminigpt4.train.engine import _prepare, train
 from jminigpt4.train.frozen import load_model, load_trained
 from jminigpt4.train.recipe import Recipe
 
@@ -30,7 +30,7 @@ def model_folder(make_model, processor, tmp_path):
 
 def first_step(model, data, **changes):
     """The run, the loss of its first pack and the gradient of the projection."""
-    run = prepare(model, data, RECIPE.with_(pack_tokens=4096, **changes), progress=False)
+    run = _prepare(model, data, RECIPE.with_(pack_tokens=4096, **changes), progress=False)
     run.model.train()
     step = run.steps[0]
     losses = run.loss(step.packs[0], run.encoder.features(step.query_features, step.pixel_values))
@@ -39,8 +39,8 @@ def first_step(model, data, **changes):
 
 
 def test_half_precision_is_the_frozen_parts_and_not_what_learns(model_folder, captions):
-    _, expected, exact = first_step(model_folder, captions, precision="fp32")
-    run, loss, gradient = first_step(model_folder, captions, precision="bf16")
+    _, expected, exact = first_step(model_folder, captions, dtype="float32")
+    run, loss, gradient = first_step(model_folder, captions, dtype="bfloat16")
     assert run.model.dtype == torch.bfloat16
     assert run.model.model.language_projection.weight.dtype == gradient.dtype == torch.float32
     assert loss == pytest.approx(expected, rel=0.03)
@@ -75,7 +75,7 @@ def test_adapters_learn_are_saved_and_resumed(model_folder, captions, tmp_path):
     from peft import PeftModel
 
     ids = torch.tensor([[2, 100, 101]])
-    base, _ = load_model(model_folder, None, RECIPE.with_(precision="fp32"))
+    base, _ = load_model(model_folder, None, RECIPE.with_(dtype="float32"))
     plain = base(ids).logits
     adapted = PeftModel.from_pretrained(base, result.output / "adapter")(input_ids=ids).logits
     assert torch.allclose(adapted, result.model(ids).logits, atol=1e-4) and not torch.allclose(
@@ -92,8 +92,8 @@ def test_adapters_learn_are_saved_and_resumed(model_folder, captions, tmp_path):
 def test_the_language_model_in_8_bits(model_folder, captions):
     from bitsandbytes.nn import Linear8bitLt
 
-    _, expected, exact = first_step(model_folder, captions, precision="fp32")
-    run, loss, gradient = first_step(model_folder, captions, precision="fp32", load_in_8bit=True)
+    _, expected, exact = first_step(model_folder, captions, dtype="float32")
+    run, loss, gradient = first_step(model_folder, captions, dtype="float32", load_in_8bit=True)
     quantised = [name for name, module in run.model.named_modules() if isinstance(module, Linear8bitLt)]
     assert quantised and all(name.startswith("model.language_model.") for name in quantised)
     assert loss == pytest.approx(expected, rel=0.05)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
-from jminigpt4.data.pictures import Picture
+from jminigpt4.data.pictures import FilePicture
 from jminigpt4.data.rows import caption_row
 from jminigpt4.train.augmentation import random_resized_crop
 from jminigpt4.train.loss import PackLoss
@@ -123,7 +123,7 @@ def test_segments_give_the_articles_tokens(make_article_processor, expected, cas
     data = expected["meta"][f"train_{case}"]
     encoder = RowEncoder(make_article_processor(), data["max_txt_len"])
     for target, expected_row in zip(data["targets"], article_rows(data), strict=True):
-        row = caption_row(target.rstrip(), Picture("a.png"), "coco:1", "stair")
+        row = caption_row(target.rstrip(), FilePicture("a.png"), "coco:1", "stair")
         assert encoder.encode(row) == expected_row
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jminigpt4.chat.answer import AnswerText, StopAtMark
+from jminigpt4.inference.answer_text import AnswerText
 
 
 def stream(processor, text_or_ids) -> tuple[list[str], AnswerText]:
@@ -51,7 +51,7 @@ def test_a_character_cut_off_is_dropped(processor, missing):
     assert answer.token_ids == ids[:3]
 
 
-def test_white_space_at_the_ends_is_not_spoken(processor):
+def test_white_space_at_the_ends_is_left_out(processor):
     pieces, answer = stream(processor, "  赤 い  ")
     assert "".join(pieces) == answer.text == "赤 い"
     assert not pieces[0]
@@ -60,7 +60,7 @@ def test_white_space_at_the_ends_is_not_spoken(processor):
 @pytest.mark.parametrize(
     "name, text", [("article-3.6b", "赤です<NL>ユーザー: 何"), ("minigpt4", "赤です###Human: 何")]
 )
-def test_the_next_speaker_is_not_spoken(make_processor, name, text):
+def test_the_next_speaker_is_left_out(make_processor, name, text):
     """The mark is many tokens here; no part of it is ever released, and the tokens kept are those before it."""
     processor = make_processor(name)
     assert len(processor.tokenizer(processor.stop_strings[0], add_special_tokens=False)["input_ids"]) > 1
@@ -69,7 +69,7 @@ def test_the_next_speaker_is_not_spoken(make_processor, name, text):
     assert processor.tokenizer.decode(answer.token_ids) == "赤です"
 
 
-def test_a_mark_that_stays_unfinished_is_spoken_in_the_end(make_processor):
+def test_a_mark_that_stays_unfinished_is_text_in_the_end(make_processor):
     processor = make_processor("minigpt4")
     pieces, answer = stream(processor, "赤##")
     assert "".join(pieces[:-1]) == "赤"
@@ -91,21 +91,7 @@ def test_random_tokens_stream_to_what_they_decode_to(processor):
         assert ids[: len(answer.token_ids)] == answer.token_ids
 
 
-def test_an_invalid_byte_does_not_spoil_what_was_said(processor):
+def test_an_invalid_byte_does_not_spoil_what_stands_before_it(processor):
     pieces, answer = stream(processor, [*byte_ids(processor, "絵n"), *byte_ids(processor, "あ")[:2], 300])
     assert "".join(pieces) == answer.text
     assert answer.text.startswith("絵n\ufffd")
-
-
-def test_every_row_stops_at_its_own_mark(processor):
-    def tokenize(text):
-        return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    prompt = tokenize("<NL>ユーザー: 何色?<NL>システム: ")
-    answers = ["赤です<NL>ユーザー:", "赤です<NL>ユーザ", "<NL>ユーザー: 青"]
-    rows = [prompt + tokenize(answer) for answer in answers]
-    width = max(map(len, rows))
-    rows = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    criterion = StopAtMark(processor, prompt_length=len(prompt))
-    assert criterion(rows, None).tolist() == [True, False, True]
-    assert criterion(rows[:, : len(prompt)], None).tolist() == [False] * 3

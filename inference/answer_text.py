@@ -1,14 +1,6 @@
-"""Tokens of an answer on their way to a reader: when they make text, and when the answer is over."""
+"""Tokens of an answer on their way to a reader: when they make text, and which of them are the answer."""
 
-import queue
 import re
-import threading
-from collections.abc import Iterator
-from typing import cast
-
-import torch
-from transformers import StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
 
 from ..processing_jminigpt4 import JMiniGPT4Processor
 
@@ -84,67 +76,3 @@ class AnswerText:
         """Number of characters at the end of `text` that may be the beginning of a mark of the format."""
         starts = (mark[:length] for mark in self._marks for length in range(1, len(mark)))
         return max((len(start) for start in starts if text.endswith(start)), default=0)
-
-
-class StopAtMark(StoppingCriteria):
-    """Ends every row of a batch whose answer contains one of the format's stop strings, wherever the tokens divide it.
-
-    Args:
-        processor: Its `stop_strings` are looked for in the text that its tokenizer decodes.
-        prompt_length: Number of positions before the answers begin; a mark in a prompt ends nothing.
-    """
-
-    def __init__(self, processor: JMiniGPT4Processor, prompt_length: int):
-        self._processor = processor
-        self._prompt_length = prompt_length
-        # No token is shorter than a byte, so a mark that ends in the last token begins within as many tokens as it
-        # has bytes; some slack for tokens that decode to nothing.
-        self._window = max((len(stop.encode()) for stop in processor.stop_strings), default=0) + 8
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        start = max(self._prompt_length, input_ids.shape[1] - self._window)
-        texts = self._processor.tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        over = [any(stop in text for stop in self._processor.stop_strings) for text in texts]
-        return cast(torch.BoolTensor, torch.tensor(over, dtype=torch.bool, device=input_ids.device))
-
-
-class StopOnRequest(StoppingCriteria):
-    """Ends the whole batch at the next token once `event` is set."""
-
-    def __init__(self, event: threading.Event):
-        self._event = event
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        over = torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
-        return cast(torch.BoolTensor, over)
-
-
-class TokenQueue(BaseStreamer):
-    """Streamer of one row that hands its new tokens to another thread, which iterates over it.
-
-    Args:
-        eos_ids: Tokens that end an answer and are no part of it.
-    """
-
-    def __init__(self, eos_ids: set[int]):
-        self._eos_ids = eos_ids
-        self._tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._prompt_seen = False
-
-    def put(self, value: torch.LongTensor):
-        # `generate` puts the prompt first.
-        if self._prompt_seen:
-            self.put_all(value.flatten().tolist())
-        self._prompt_seen = True
-
-    def put_all(self, token_ids: list[int]):
-        for token_id in token_ids:
-            if token_id not in self._eos_ids:
-                self._tokens.put(token_id)
-
-    def end(self):
-        self._tokens.put(None)
-
-    def __iter__(self) -> Iterator[int]:
-        while (token_id := self._tokens.get()) is not None:
-            yield token_id

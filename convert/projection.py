@@ -1,0 +1,94 @@
+"""The Linear layer between Q-Former and language model: taken where it fits, fresh where there is none."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint import read_projection
+from .parts import Read
+from .sources import JMINIGPT4, LAVIS, PROJECTION, Source
+
+# Sizes of a projection that tell what it was trained for: (input, output) -> whose it is. Vision-CAIR/MiniGPT-4.
+KNOWN_PROJECTIONS = {
+    (768, 2816): "rinna's GPT-NeoX 3.6b or 4b",
+    (768, 4096): "a 7B LLaMA (MiniGPT-4 with Vicuna 7B)",
+    (768, 5120): "a 13B LLaMA (MiniGPT-4 with Vicuna 13B)",
+    (5632, 4096): "Llama-2 7B without a Q-Former (MiniGPT-4 for Llama-2 joins four patches of 1408)",
+    (1408, 4096): "an image encoder without a Q-Former",
+}
+
+
+def projection_part(source: Source | None, qformer_size: int, hidden_size: int, language: str) -> dict[str, Read]:
+    """The Linear layer between Q-Former and language model.
+
+    Args:
+        source: A checkpoint of rinna's, MiniGPT-4's or this package, or a projection file; `None` for a fresh layer,
+            initialised as `nn.Linear` is and as MiniGPT-4 trained it (seed 0).
+        language: Name of the language model, for messages.
+
+    Raises:
+        ValueError: There is no projection in the source, or its size is another; the message names both sizes and
+            whose projection it probably is.
+    """
+    if source is None:
+        return _fresh_projection(qformer_size, hidden_size)
+    source.parts.add("projection")
+    prefixes = {LAVIS: r".*llama_proj\.", JMINIGPT4: r"model\.language_projection\.", PROJECTION: r""}
+    if source.layout not in prefixes:
+        raise ValueError(f"{source.name} ({source.layout.name}) holds no projection.")
+    pattern = prefixes[source.layout]
+    keys = {kind: source.weights.matching(rf"{pattern}{kind}$") for kind in ("weight", "bias")}
+    if any(len(found) != 1 for found in keys.values()):
+        raise ValueError(
+            f"{source.name} needs exactly one projection, a weight and a bias named `…llama_proj.`; "
+            f"found {sum(keys.values(), [])}."
+        )
+    found = source.weights.shape(keys["weight"][0])
+    if found != (hidden_size, qformer_size):
+        raise ValueError(_wrong_size(source, found, (hidden_size, qformer_size), language))
+    return {f"model.language_projection.{kind}": source.weights.take(key[0]) for kind, key in keys.items()}
+
+
+def _fresh_projection(qformer_size: int, hidden_size: int) -> dict[str, Read]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.Linear(qformer_size, hidden_size)
+    return {
+        "model.language_projection.weight": lambda: layer.weight.detach(),
+        "model.language_projection.bias": lambda: layer.bias.detach(),
+    }
+
+
+def _wrong_size(source: Source, found: tuple[int, ...], needed: tuple[int, int], language: str) -> str:
+    whose = KNOWN_PROJECTIONS.get((found[1], found[0]))
+    for_whom = KNOWN_PROJECTIONS.get((needed[1], needed[0]))
+    return (
+        f"The projection of {source.name} maps {found[1]} to {found[0]}"
+        + (f", which is the size for {whose}" if whose else "")
+        + f"; {language} needs {needed[1]} to {needed[0]}"
+        + (f", the size for {for_whom}" if for_whom else "")
+        + ". Take the projection that was trained for this language model, or none and train one."
+    )
+
+
+def projection_note(source: Source | None, language: Source) -> str | None:
+    """A sentence when a projection of the right size was trained for another language model, as far as it tells."""
+    trained_for = _trained_for(source) if source is not None else None
+    if source is None or trained_for is None or Path(trained_for).name == Path(language.public_name).name:
+        return None
+    return (
+        f"{source.public_name} says it was trained for {trained_for}, not for {language.public_name}: of the same "
+        "size, but its answers will make no sense there."
+    )
+
+
+def _trained_for(source: Source) -> str | None:
+    if source.layout is JMINIGPT4:
+        stated: Any = source.config.get("text_config") or {}
+        return stated.get("_name_or_path") or None
+    if source.layout is PROJECTION:
+        file = source.weights.fetch(source.weights.files["weight"])  # the name may be one on the Hub
+        return read_projection(file)[2].get("language_model")
+    return None
