@@ -118,9 +118,7 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.optimizer == "muon" and self.lora:
-            raise ValueError(
-                "optimizer: muon is for the projection alone, whose numbers it has; adamw goes with lora."
-            )
+            raise ValueError("optimizer: muon is for the projection alone, not for adapters; adamw goes with lora.")
         if self.shard_language and (self.lora or self.load_in_8bit):
             raise ValueError("shard_language spreads frozen layers as they are: not with lora or load_in_8bit.")
         if not 0 <= self.validation < 1:
