@@ -9,8 +9,8 @@ from torch.optim import AdamW, Optimizer
 
 # Coefficients of the quintic iteration, and number of iterations: K. Jordan, "Muon", 2024; so does torch.optim.Muon.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-# AdamW moves every entry by about its rate, Muon moves one by a small part of it; a bias at Muon's own rate, or at a
-# fiftieth of it, learns more slowly (settings of benchmarks/train_learning.py).
+# AdamW moves every entry by about its rate, Muon moves one by a small part of it. A bias at Muon's own rate learns more
+# slowly in both settings of benchmarks/train_learning.py, at a third of this share in one of them.
 BIAS_RATE = 0.075
 
 
