@@ -9,8 +9,8 @@ from torch.optim import AdamW, Optimizer
 
 # Coefficients of the quintic iteration, and number of iterations: K. Jordan, "Muon", 2024; so does torch.optim.Muon.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-# AdamW moves every entry by about its rate, Muon moves one by a small part of it. A bias at Muon's own rate learns more
-# slowly in both settings of benchmarks/train_learning.py, at a third of this share in one of them.
+# AdamW moves every entry by about its rate, Muon moves one by a small part of it. A bias at Muon's own rate learns
+# more slowly in both settings of benchmarks/train_learning.py, at a third of this share in one of them.
 BIAS_RATE = 0.075
 
 
@@ -71,7 +71,7 @@ class Muon(AdamW):
 
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """`(m, n)` with its singular values moved to about 1 (0.7 to 1.2) by Newton-Schulz iterations, bfloat16."""
+    """`(m, n)` with its singular values moved to about 1 (0.5 to 1.3) by Newton-Schulz iterations, bfloat16."""
     a, b, c = QUINTIC
     wide = matrix.bfloat16()
     if tall := matrix.shape[0] > matrix.shape[1]:
