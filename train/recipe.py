@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..data.readers import DataSource, as_source
 from ..schema import explain
+from .optimizers import OPTIMIZERS
 from .prompts import STOCK
 from .schedule import cosine_rate, originals_rate
 
@@ -32,6 +33,12 @@ def _prompts(value: Any) -> Any:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _optimizer(value: Any) -> Any:
+    if isinstance(value, str) and value not in OPTIMIZERS:
+        raise ValueError(f"expected one of {', '.join(OPTIMIZERS)}, got {value[:80]!r}")
+    return value
 
 
 def _source(value: Any) -> Any:
@@ -58,7 +65,9 @@ class Recipe(BaseModel):
         epochs: Number of epochs.
         steps_per_epoch: Optimiser steps of an epoch; `None`: each picture once.
         weight_decay: On the projection's weight; its bias has none.
-        betas: Of AdamW.
+        optimizer: `adamw` (the originals), or `muon`: Muon on the weight and AdamW on the bias, which wants a
+            learning rate of 0.04 and a weight decay of 1.0.
+        betas: Of AdamW; the first is Muon's momentum.
         max_grad_norm: Gradients are clipped to this norm; 0: not at all, as the originals.
         pictures_per_step: Groups of rows in an optimiser step, over all processes; a group is a picture and its rows.
         rows_per_picture: Most rows of a picture in one group; `None`: all.
@@ -101,6 +110,7 @@ class Recipe(BaseModel):
     epochs: Count = 4
     steps_per_epoch: Count | None = 5000
     weight_decay: Rate = 0.05
+    optimizer: Annotated[str, BeforeValidator(_optimizer)] = "adamw"
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     max_grad_norm: Rate = 0.0
     pictures_per_step: Count = 256
@@ -148,6 +158,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> "Recipe":
+        if self.optimizer == "muon" and self.lora:
+            raise ValueError("optimizer: muon is for the projection alone, not for adapters; adamw goes with lora")
         if self.shard_language and (self.lora or self.load_in_8bit):
             raise ValueError("shard_language spreads frozen layers as they are: not with lora or load_in_8bit")
         lower = ["min_learning_rate"] + (["warmup_learning_rate"] if self.warmup_steps else [])

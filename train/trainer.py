@@ -20,6 +20,7 @@ from .distributed import from_all, from_first
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
+from .optimizers import OPTIMIZERS
 from .packing import Pack
 from .recipe import Recipe
 from .resuming import RUN, RunDescription
@@ -256,14 +257,10 @@ def _only(steps: list[Step]) -> Step:
     return steps[0]
 
 
-def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over what learns; weight decay on matrices, none on biases (MiniGPT-4, `RunnerBase.optimizer`)."""
+def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over what learns."""
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [each for each in learning if each.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [each for each in learning if each.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    return OPTIMIZERS[recipe.optimizer](learning, recipe)
 
 
 def newest_checkpoint(output: Path) -> Path | None:
