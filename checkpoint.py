@@ -182,6 +182,21 @@ def write_manifest(folder: str | os.PathLike) -> Path:
     return manifest
 
 
+def read_manifest(path: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of every file that a `SHA256SUMS` lists.
+
+    Raises:
+        ValueError: A line of it is not of the format of `sha256sum`.
+    """
+    listed = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise ValueError(f"{path}, line {number}, is not a line of sha256sum.")
+        listed[name] = digest
+    return listed
+
+
 def verify_manifest(folder: str | os.PathLike) -> list[str]:
     """Problems of `folder` against its `SHA256SUMS`, one sentence each: missing, changed and unlisted files.
 
@@ -193,12 +208,7 @@ def verify_manifest(folder: str | os.PathLike) -> list[str]:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
-    expected = {}
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        digest, separator, name = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise ValueError(f"{manifest}, line {number}, is not a line of sha256sum.")
-        expected[name] = digest
+    expected = read_manifest(manifest)
     present = _listed_files(folder)
     problems = [f"{name} is missing." for name in expected if name not in present]
     problems += [f"{name} is not listed in {MANIFEST}." for name in present if name not in expected]

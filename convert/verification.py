@@ -1,12 +1,14 @@
 """Whether a folder is what was written: every byte by its SHA-256, and that its files belong together."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 
-from ..checkpoint import MANIFEST, verify_manifest
+from ..checkpoint import MANIFEST, SCORES, finished_file, read_manifest, sha256, verify_manifest
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from .stock_vision import StoredNames
@@ -14,6 +16,8 @@ from .weights import Weights
 from .writing import check_finite
 
 UNLISTED = f"is not listed in {MANIFEST}."
+# What a person writes or edits; nothing that a loader reads.
+DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "licenses/*", "*.cff", "*.bib", SCORES)
 TELLING = ("config.json", "safetensors", "tokenizer.json", MANIFEST)
 
 
@@ -32,6 +36,31 @@ def verify_folder(folder: Path) -> list[str]:
     if any(name in problem for problem in problems for name in TELLING if not problem.endswith(UNLISTED)):
         return problems  # what is not the written file has nothing to say about the others
     return problems + _weight_problems(folder) + _tokenizer_problems(folder)
+
+
+def renew_documents(folder: Path, names: Iterable[str]):
+    """Lists documents of a folder in its `SHA256SUMS` as they are today: one that was edited, added or removed.
+
+    Raises:
+        FileNotFoundError: The folder has no `SHA256SUMS`.
+        ValueError: One is no document, as weights, code and settings never are; nothing is renewed then.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
+    listed = read_manifest(folder / MANIFEST)
+    for name in names:
+        if not any(fnmatchcase(name, pattern) for pattern in DOCUMENTS) or name.endswith(".py") or ".." in name:
+            raise ValueError(
+                f"{name} cannot be renewed: only documents can ({', '.join(DOCUMENTS)}). Weights, code and settings "
+                "that changed are restored, or the folder is made anew."
+            )
+        if (folder / name).is_file():
+            listed[name] = sha256(folder / name)
+        elif listed.pop(name, None) is None:
+            raise ValueError(f"{name} is neither in {folder} nor listed there.")
+    with finished_file(folder / MANIFEST) as temporary:
+        lines = (f"{digest}  {name}\n" for name, digest in sorted(listed.items()))
+        temporary.write_text("".join(lines), encoding="utf-8", newline="")
 
 
 def _manifest_problems(folder: Path) -> list[str]:
