@@ -77,7 +77,8 @@ Their own texts: {{ texts }}.
 {% if proof -%}
 ## Compared with the originals
 
-Each stage of this folder against the sources' own modules on the same pictures.
+Each stage of this folder against the sources' own modules on the same pictures
+{{- ", before the projection was trained" if account.trained_since(folder) }}.
 
 | stage | max abs difference | tolerance |
 |---|---|---|
@@ -190,6 +191,8 @@ def render_card(folder: Path, repo: str | None = None, datasets: Iterable[str] =
         sources=sources,
         licences=licences,
         texts=", ".join(f"`{name}/`" for name in texts),
+        account=account,
+        folder=folder,
         notes=account.all_notes(folder),
         scores=scores,
         proof=account.proof,

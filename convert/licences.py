@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 # A folder of several parts may do what the least permissive of them allows.
@@ -91,7 +92,7 @@ def stated_metadata(readme: Path | None) -> dict[str, Any]:
         return {}
     try:
         return ModelCard.load(readme).data.to_dict()
-    except ValueError:
+    except (ValueError, yaml.YAMLError):
         return {}
 
 

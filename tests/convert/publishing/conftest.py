@@ -73,6 +73,9 @@ def is_large(name):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # A header and a body in two packets would wait for each other.
+    disable_nagle_algorithm = True
+    wbufsize = -1
     server: Hub
 
     def log_message(self, *args):
@@ -88,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.wfile.flush()
 
     def missing(self, code):
         self.answer({"error": code}, 404, {"X-Error-Code": code})
@@ -256,9 +260,10 @@ def hub(loopback, monkeypatch):
     huggingface_hub.close_session()
     for repo in [repo for repo in loopback.repos if repo.startswith("tester/")]:
         del loopback.repos[repo]
+    loopback.fault, loopback.role = None, "write"
+    huggingface_hub.HfApi().whoami()  # what the client asks once in a process is asked
     loopback.objects.clear()
     loopback.received.clear()
-    loopback.fault, loopback.role = None, "write"
     yield loopback
     loopback.fault = None
     huggingface_hub.close_session()

