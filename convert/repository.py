@@ -64,13 +64,14 @@ class Repository:
             raise
 
     @classmethod
-    def read(cls, api: HfApi, repo: str, folder: Path) -> "Repository":
+    def read(cls, api: HfApi, repo: str, folder: Path, revision: str | None = None) -> "Repository":
         """The repository as it is.
 
         Args:
             folder: Where its small files are fetched to.
+            revision: Branch; by default the main one.
         """
-        info = api.model_info(repo)
+        info = api.model_info(repo, revision=revision)
         listed = api.list_repo_tree(repo, recursive=True, revision=info.sha)
         files = {file.path: file for file in listed if isinstance(file, RepoFile)}
         stored = {name: file.lfs.sha256 for name, file in files.items() if file.lfs is not None}

@@ -226,7 +226,8 @@ def change_weights(folder):
 
     tensors = load_file(folder / "model.safetensors")
     for tensor in tensors.values():
-        tensor.mul_(1.25)
+        if tensor.is_floating_point():
+            tensor.mul_(1.25)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for path in folder.glob("pytorch_model*"):
         path.unlink()

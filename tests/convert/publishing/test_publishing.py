@@ -12,6 +12,8 @@ from huggingface_hub import ModelCard, constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     Blip2Config,
     Blip2ForConditionalGeneration,
     GPTNeoXConfig,
@@ -334,3 +336,27 @@ def test_a_folder_without_an_account_goes_up_as_it_is(folder, hub):
     write_manifest(folder)
     publish_folder(folder, REPO)
     assert hub.repos[REPO]["README.md"] == b"mine"
+
+
+def test_what_is_pushed_has_the_same_card_and_manifest(folder, hub, download, stranger):
+    """By the installed package, model and processor in either order."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    for pushed in ((model, processor), (processor, model)):
+        hub.repos.pop(REPO, None)
+        for each in pushed:
+            each.push_to_hub(REPO)
+            assert {"README.md", "SHA256SUMS", "conversion.json"} <= hub.repos[REPO].keys()
+        assert verify_folder(download(REPO)) == []
+        card = hub.repos[REPO]["README.md"]
+        publish_folder(folder, "tester/other")
+        assert card.replace(b"tester/published", b"").splitlines()[:-1] == without_name(hub.repos["tester/other"])
+        assert stranger(REPO) == stranger(folder)
+    hub.repos[REPO]["README.md"] += b"Edited.\n"
+    processor.push_to_hub(REPO)
+    assert hub.repos[REPO]["README.md"].endswith(b"Edited.\n") and verify_folder(download(REPO)) == []
+
+
+def without_name(files):
+    card = files["README.md"].replace(b"tester/other", b"").replace(b"# other", b"# published")
+    return card.splitlines()[:-1]
