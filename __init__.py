@@ -56,9 +56,9 @@ def register():
         _complete_pushes(pushed)
 
 
-def _complete_pushes(cls: type):
+def _complete_pushes(cls: Any):
     """`push_to_hub` of the installed package's classes also writes the card and `SHA256SUMS`."""
-    push = cls.push_to_hub  # ty: ignore[unresolved-attribute]
+    push = cls.push_to_hub
     if "push_to_hub" in vars(cls):
         return
 
@@ -72,7 +72,7 @@ def _complete_pushes(cls: type):
             complete_repository(commit.repo_url.repo_id, source, options.get("token"), options.get("revision"))
         return commit
 
-    cls.push_to_hub = push_to_hub  # ty: ignore[unresolved-attribute]
+    cls.push_to_hub = push_to_hub
 
 
 # A test runner may import this file under the name of the checkout folder; a second registration would then give the
