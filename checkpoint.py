@@ -176,10 +176,15 @@ def _listed_files(folder: Path) -> list[str]:
 def write_manifest(folder: str | os.PathLike) -> Path:
     """Writes `SHA256SUMS` over every file of `folder`, in the format of `sha256sum`, and returns its path."""
     folder = Path(folder)
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in _listed_files(folder)]
     manifest = folder / MANIFEST
-    manifest.write_text("".join(lines), encoding="utf-8")
+    text = manifest_text({name: sha256(folder / name) for name in _listed_files(folder)})
+    manifest.write_text(text, encoding="utf-8")
     return manifest
+
+
+def manifest_text(digests: dict[str, str]) -> str:
+    """Text of a `SHA256SUMS`: file names to SHA-256, in the format and order of `write_manifest`."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..checkpoint import MANIFEST, SCORES, read_manifest, sha256
+from ..checkpoint import MANIFEST, SCORES, manifest_text, read_manifest, sha256
 from .account import CONVERSION
 from .card import CARD, is_generated, render_card
 from .repository import Repository, check_access, complete_or_removed, one_line_errors
@@ -137,8 +137,7 @@ def _commit(api: HfApi, there: Repository, files: dict[str, Path], digests: dict
         addition = CommitOperationAdd(name, path)
         addition.upload_info.sha256 = bytes.fromhex(digests[name])  # gigabytes are not read once more for it
         operations.append(addition)
-    manifest = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    operations.append(CommitOperationAdd(MANIFEST, manifest.encode()))
+    operations.append(CommitOperationAdd(MANIFEST, manifest_text(digests).encode()))
     # Not `upload_folder`, nor `upload_large_folder`: they split a large folder into several commits, and between two
     # of them a stranger would load half of each. Large files go up before the commit, and not again if that fails.
     try:

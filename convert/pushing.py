@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from ..checkpoint import MANIFEST, sha256
+from ..checkpoint import MANIFEST, manifest_text, sha256
 from .account import CONVERSION, Account
 from .card import CARD, is_generated, write_card
 from .repository import Repository, one_line_errors
@@ -30,7 +30,7 @@ def complete_repository(repo: str, source: str, token: str | bool | None = None,
         OSError: The Hub refuses or cannot be reached.
     """
     api = HfApi(token=token)
-    with one_line_errors(repo), tempfile.TemporaryDirectory() as beside:
+    with one_line_errors(f"The card of {repo}"), tempfile.TemporaryDirectory() as beside:
         there = Repository.read(api, repo, Path(beside) / "repository", revision)
         written = Path(beside) / "written"
         written.mkdir()
@@ -41,9 +41,8 @@ def complete_repository(repo: str, source: str, token: str | bool | None = None,
         files = {path.name: path for path in written.iterdir()}
         digests = {name: there.digest(name) for name in there.names - files.keys() - {MANIFEST}}
         digests |= {name: sha256(path) for name, path in files.items()}
-        manifest = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
         additions = [CommitOperationAdd(name, path) for name, path in files.items()]
-        additions.append(CommitOperationAdd(MANIFEST, manifest.encode()))
+        additions.append(CommitOperationAdd(MANIFEST, manifest_text(digests).encode()))
         message = "Card, account and manifest"
         commit = api.create_commit(
             repo, additions, commit_message=message, parent_commit=there.commit, revision=revision

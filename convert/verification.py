@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 
-from ..checkpoint import MANIFEST, SCORES, finished_file, read_manifest, sha256, verify_manifest
+from ..checkpoint import MANIFEST, SCORES, finished_file, manifest_text, read_manifest, sha256, verify_manifest
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from .stock_vision import StoredNames
@@ -59,8 +59,7 @@ def renew_documents(folder: Path, names: Iterable[str]):
         elif listed.pop(name, None) is None:
             raise ValueError(f"{name} is neither in {folder} nor listed there.")
     with finished_file(folder / MANIFEST) as temporary:
-        lines = (f"{digest}  {name}\n" for name, digest in sorted(listed.items()))
-        temporary.write_text("".join(lines), encoding="utf-8", newline="")
+        temporary.write_text(manifest_text(listed), encoding="utf-8", newline="")
 
 
 def _manifest_problems(folder: Path) -> list[str]:
