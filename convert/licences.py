@@ -96,7 +96,7 @@ def stated_metadata(readme: Path | None) -> dict[str, Any]:
         return {}
 
 
-def licence_metadata(licences: Iterable[Licence], repo: str | None) -> dict[str, str]:
+def licence_metadata(licences: Iterable[Licence], repo: str | None) -> dict[str, Any]:
     """Licence of the whole, for a card: the least permissive of the parts; `other`, with the names of all, where a
     part's is not stated or is one whose place among the others is not known."""
     licences = [licence for licence in licences if licence.name != OWN]
