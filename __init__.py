@@ -1,6 +1,7 @@
 """Japanese MiniGPT-4 as a Hugging Face package: importing it registers the model with transformers' Auto classes."""
 
 import sys
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,27 @@ def register():
     model.register_for_auto_class("AutoModelForImageTextToText")
     JMiniGPT4ImageProcessor.register_for_auto_class()
     JMiniGPT4Processor.register_for_auto_class()
+    for pushed in (model, JMiniGPT4Processor):
+        _complete_pushes(pushed)
+
+
+def _complete_pushes(cls: Any):
+    """`push_to_hub` of the installed package's classes also writes the card and `SHA256SUMS`."""
+    push = cls.push_to_hub
+    if "push_to_hub" in vars(cls):
+        return
+
+    @wraps(push)
+    def push_to_hub(self: Any, repo_id: str, **options: Any) -> Any:
+        from .convert.pushing import complete_repository
+
+        commit = push(self, repo_id, **options)
+        if not options.get("create_pr"):  # what a pull request will be merged into is not known
+            source = getattr(self, "name_or_path", None) or self.tokenizer.name_or_path
+            complete_repository(commit.repo_url.repo_id, source, options.get("token"), options.get("revision"))
+        return commit
+
+    cls.push_to_hub = push_to_hub
 
 
 # A test runner may import this file under the name of the checkout folder; a second registration would then give the

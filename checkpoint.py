@@ -285,10 +285,27 @@ def write_manifest(folder: str | os.PathLike) -> Path:
     are `.git` and `.cache`, which belong to the tools that fetched the folder."""
     folder = Path(folder)
     names = [name for name, entry in _entries(folder) if entry.is_file()]
-    names = sorted(name for name in names if name.partition("/")[0] not in {".git", ".cache"})
+    names = [name for name in names if name.partition("/")[0] not in {".git", ".cache"}]
     manifest = folder / MANIFEST
-    manifest.write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    manifest.write_text(manifest_text({name: sha256(folder / name) for name in names}), encoding="utf-8")
     return manifest
+
+
+def manifest_text(digests: dict[str, str]) -> str:
+    """Text of a `SHA256SUMS`: file names to SHA-256, in the format and order of `write_manifest`."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of every file that a `SHA256SUMS` lists.
+
+    Raises:
+        ValueError: It is not a list of `sha256sum`, or lists a name twice or one that leads elsewhere.
+    """
+    listed, problems = _parse_manifest(Path(path))
+    if problems:
+        raise ValueError(f"{os.fspath(path)}: {problems[0]}")
+    return listed
 
 
 def verify_manifest(folder: str | os.PathLike) -> list[str]:
@@ -303,7 +320,10 @@ def verify_manifest(folder: str | os.PathLike) -> list[str]:
         ValueError: It is not a list of `sha256sum`.
     """
     folder = Path(folder)
-    expected, problems = _read_manifest(folder)
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or not _is_file_of(folder, manifest):
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
+    expected, problems = _parse_manifest(manifest)
     present = {}
     for name, entry in _entries(folder):
         if _is_file_of(folder, entry):
@@ -324,11 +344,8 @@ def verify_manifest(folder: str | os.PathLike) -> list[str]:
     return problems
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, str], list[str]]:
+def _parse_manifest(manifest: Path) -> tuple[dict[str, str], list[str]]:
     """SHA-256 by name, and problems of the list itself."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file() or not _is_file_of(folder, manifest):
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
     *lines, end = manifest.read_bytes().decode("utf-8").split("\n")
     expected, problems = {}, []
     for number, line in enumerate([*lines, end] if end else lines, 1):

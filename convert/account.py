@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from .. import __version__
 
 CONVERSION = "conversion.json"
@@ -23,7 +25,9 @@ class Account:
         jminigpt4: Version of the package that wrote it.
         prompt_format: Name of the prompt format.
         sources: For each part (`vision`, `qformer`, `language`, `projection`) its `name`, Hub `repo` and `commit`,
-            `layout`, `license`, and the tensors `left_out`, counted by reason.
+            `layout`, `license` (with `license_name` and `license_link` where its card states them), `languages` that
+            its card names, and the tensors `left_out`, counted by reason. A projection that was trained with this
+            package is `trained`, and says what it was `trained_on`.
         fresh_projection: Whether the conversion initialised the projection, so that it was of no use that day.
         datasets: Hub ids of what the projection was trained on.
         notes: What the user should know, one sentence each.
@@ -73,7 +77,25 @@ class Account:
         """Whether the projection in the folder is one that was trained after the account was written."""
         return (Path(folder) / TRAINED_PROJECTION).is_file()
 
+    def all_sources(self, folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+        """The sources, with the projection that lies in the folder today, which may be one trained since."""
+        if not self.trained_since(folder):
+            return self.sources
+        return self.sources | {"projection": trained_projection(Path(folder) / TRAINED_PROJECTION)}
+
     def all_notes(self, folder: str | os.PathLike) -> list[str]:
         """The notes, and what is true of the folder's projection today."""
-        trained = self.trained_since(folder)
+        trained = self.all_sources(folder).get("projection", {}).get("trained")
         return self.notes + ([TRAINED] if trained else [FRESH] if self.fresh_projection else [])
+
+
+def trained_projection(path: Path) -> dict[str, Any]:
+    """Account of a projection that `jminigpt4 train` wrote, from what its file says of itself."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stated = file.metadata() or {}
+    except SafetensorError:  # that it is damaged is said by `verify`
+        stated = {}
+    data = [name for name in stated.get("trained_on", "").split(", ") if name]
+    name = f"trained with jminigpt4{' on ' + ', '.join(data) if data else ''}"
+    return {"name": name, "layout": "projection", "license": None, "trained": True, "trained_on": data}

@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 
 from ..checkpoint import finished_folder, remove_unfinished, write_manifest
-from .account import Account
-from .card import datasets_of, licence_of, write_card
+from .account import Account, trained_projection
+from .card import write_card
 from .checks import new_path
 from .language_code import copy_language_code
+from .licences import copy_licence_texts, stated_licence, stated_list
 from .plan import ConversionPlan, plan_conversion
 from .progress import progress_bar
 from .proof import Proof, prove
-from .sources import JMINIGPT4, Source, open_checkpoint
+from .sources import JMINIGPT4, PROJECTION, Source, open_checkpoint
 from .writing import SHARD_BYTES, write_sharded
 
 CODE_FILES = tuple(f"{name}_jminigpt4.py" for name in ("configuration", "language", "modeling", "processing"))
@@ -152,6 +153,7 @@ def _write_small_files(folder: Path, plan: ConversionPlan):
     plan.processor.save_pretrained(folder)
     for name in CODE_FILES:
         shutil.copyfile(Path(__file__).parent.parent / name, folder / name)
+    copy_licence_texts({part: source.folder for part, source in plan.sources.items()}, folder)
     if plan.language_code:
         copy_language_code(folder, plan.config.text_config.model_type, plan.language_code)
 
@@ -166,7 +168,7 @@ def _account(plan: ConversionPlan, proof: Proof | None) -> Account:
         prompt_format=plan.prompt_format.name,
         sources={part: _origin(part, source) for part, source in plan.sources.items()},
         fresh_projection=fresh,
-        datasets=datasets_of(projection.readme) if projection else [],
+        datasets=stated_list(projection.readme, "datasets") if projection else [],
         notes=plan.notes,
         proof=proof.rows() if proof else None,
         language_code=plan.language_code,
@@ -176,14 +178,19 @@ def _account(plan: ConversionPlan, proof: Proof | None) -> Account:
 def _origin(part: str, source: Source) -> dict[str, Any]:
     """Where a part came from; for a part of a checkpoint of this package, what its account says of that part."""
     if source.layout is JMINIGPT4 and source.folder is not None:
-        origins = Account.read(source.folder).sources
+        origins = Account.read(source.folder).all_sources(source.folder)
         if part in origins:
             return {**origins[part], "through": source.public_name}
+    trained = {}
+    if source.layout is PROJECTION and source.repo is None:
+        trained = trained_projection(source.weights.fetch(source.weights.files["weight"]))
     return {
         "name": source.public_name,
         "repo": source.repo,
         "commit": source.commit,
         "layout": source.layout.name,
-        "license": licence_of(source.readme),
+        **stated_licence(source.readme),
+        "languages": stated_list(source.readme, "language"),
         "left_out": source.ignored(),
+        **trained,
     }

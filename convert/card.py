@@ -1,5 +1,6 @@
 """The model card of a folder: metadata for the Hub, usage that works, where the parts come from, what was proved."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +10,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..checkpoint import SCORES
 from .account import Account
+from .formats import FORMATS
+from .licences import TEXTS, Licence, licence_metadata
 
-# A folder of several parts may do what the least permissive of them allows.
-STRICTNESS = ["apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"]
-CODE_LICENCES = {"EVA": "mit", "LAVIS": "bsd-3-clause"}  # LAVIS's own .pth files carry no card
+CARD = "README.md"
+# The last line of a card that was written here; its digest is that of the lines before.
+MARK = "<!-- Written by jminigpt4, and anew at every publication, as long as nobody edits it: {} -->\n"
 
 TEMPLATE = """---
 {{ card_data }}
@@ -20,7 +23,7 @@ TEMPLATE = """---
 
 # {{ title }}
 
-Japanese MiniGPT-4: a frozen image encoder and Q-Former, a frozen language model, and one Linear layer between them.
+{{ kind }}: a frozen image encoder and Q-Former, a frozen language model, and one Linear layer between them.
 Show it a picture and talk about it.
 
 ```python
@@ -32,7 +35,7 @@ model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True
 processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 
 picture = Image.new("RGB", (224, 224), "red")  # or Image.open("picture.png")
-content = [{"type": "image", "image": picture}, {"type": "text", "text": "何が写っていますか?"}]
+content = [{"type": "image", "image": picture}, {"type": "text", "text": "{{ question }}"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}],
     add_generation_prompt=True,
@@ -53,8 +56,12 @@ The three Python files of this repository are the model's code. Pin what you hav
 | part | from | licence |
 |---|---|---|
 {% for part, source in sources.items() -%}
-| {{ part }} | {{ source.name }}{{ " @ " ~ source.commit[:7] if source.commit }} | {{ source.license or "?" }} |
+| {{ part }} | {{ source.name }}{{ " @ " ~ source.commit[:7] if source.commit }} | {{ licences[part].markdown }} |
 {% endfor %}
+{% if texts -%}
+Their own texts: {{ texts }}.
+
+{% endif -%}
 {% for note in notes -%}
 - {{ note }}
 {% endfor %}
@@ -70,7 +77,8 @@ The three Python files of this repository are the model's code. Pin what you hav
 {% if proof -%}
 ## Compared with the originals
 
-Each stage of this folder against the sources' own modules on the same pictures.
+Each stage of this folder against the sources' own modules on the same pictures
+{{- ", before the projection was trained" if account.trained_since(folder) }}.
 
 | stage | max abs difference | tolerance |
 |---|---|---|
@@ -80,38 +88,6 @@ Each stage of this folder against the sources' own modules on the same pictures.
 {% endif -%}
 `SHA256SUMS` lists every file; `jminigpt4 verify` checks them all.
 """
-
-
-def licence_of(readme: Path | None) -> str | None:
-    """Licence that the card of a source states in its metadata; `None` where there is none."""
-    licence = _stated(readme).get("license")
-    return licence if isinstance(licence, str) else None
-
-
-def datasets_of(readme: Path | None) -> list[str]:
-    """Datasets that the card of a source names in its metadata."""
-    datasets = _stated(readme).get("datasets") or []
-    return [name for name in datasets if isinstance(name, str)] if isinstance(datasets, list) else []
-
-
-def _stated(readme: Path | None) -> dict[str, Any]:
-    if readme is None or not readme.is_file():
-        return {}
-    try:
-        return ModelCard.load(readme).data.to_dict()
-    except ValueError:  # metadata that is no YAML states nothing
-        return {}
-
-
-def licence_of_parts(sources: dict[str, dict[str, Any]]) -> str:
-    """The least permissive licence of all parts; `other` where one is not known."""
-    stated = {
-        source.get("license") or (CODE_LICENCES.get(source["layout"]) if part in ("vision", "qformer") else None)
-        for part, source in sources.items()
-    }
-    if not stated or not stated <= set(STRICTNESS):
-        return "other"
-    return max((licence for licence in stated if licence), key=STRICTNESS.index)
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
@@ -154,22 +130,48 @@ def _results(scores: list[dict[str, Any]]) -> list[EvalResult]:
     ]
 
 
+def _languages(account: Account) -> list[str]:
+    """Codes of the languages that the prompt format is written in and that the language model's card names."""
+    chosen = FORMATS.get(account.prompt_format or "")
+    stated = account.sources.get("language", {}).get("languages") or []
+    return list(dict.fromkeys([*([chosen.language] if chosen and chosen.language else []), *stated]))
+
+
 def write_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = ()) -> Path:
-    """Writes `README.md` for a checkpoint folder, from its `conversion.json` and `scores.json`, and returns its path.
+    """Writes `README.md` into a checkpoint folder and returns its path; see [`render_card`]."""
+    path = folder / CARD
+    path.write_text(render_card(folder, repo, datasets), encoding="utf-8", newline="")
+    return path
+
+
+def is_generated(card: bytes) -> bool:
+    """Whether a card was written here and not edited since."""
+    body, _, last = card.decode(errors="replace").removesuffix("\n").rpartition("\n")
+    return last + "\n" == _mark(body + "\n")
+
+
+def _mark(body: str) -> str:
+    return MARK.format(hashlib.sha256(body.encode()).hexdigest())
+
+
+def render_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = ()) -> str:
+    """The card of a checkpoint folder, from its `conversion.json` and `scores.json`.
 
     Args:
         repo: Hub id for the usage code; by default the folder's own files are meant (`"."`).
         datasets: What the projection was trained on, as Hub ids, next to those the sources name.
     """
     account = Account.read(folder)
-    sources = dict(account.sources)
-    if account.trained_since(folder):  # where an earlier one came from says nothing of it
-        sources.pop("projection", None)
-    title = repo.split("/")[-1] if repo else "Japanese MiniGPT-4"
+    sources = account.all_sources(folder)
+    licences = {part: Licence.of_part(part, source) for part, source in sources.items()}
+    languages = _languages(account)
+    japanese = not account.sources or "ja" in languages
+    kind = "Japanese MiniGPT-4" if japanese else "MiniGPT-4"
+    title = repo.split("/")[-1] if repo else kind
     scores = read_scores(folder)
     data = ModelCardData(
-        language="ja",
-        license=licence_of_parts(sources),
+        language=languages or None,
+        **licence_metadata(licences.values(), repo),
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         base_model=list(dict.fromkeys(source["repo"] for source in sources.values() if source.get("repo"))) or None,
@@ -178,16 +180,22 @@ def write_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = 
         model_name=title if scores else None,
         eval_results=_results(scores) or None,
     )
+    texts = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob(f"{TEXTS}/*/*")})
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE,
         title=title,
+        kind=kind,
+        question="何が写っていますか?" if japanese else "What is in this picture?",
         repo=repo or ".",
         sources=sources,
+        licences=licences,
+        texts=", ".join(f"`{name}/`" for name in texts),
+        account=account,
+        folder=folder,
         notes=account.all_notes(folder),
         scores=scores,
         proof=account.proof,
     )
-    path = folder / "README.md"
-    card.save(path)
-    return path
+    body = str(card).rstrip("\n") + "\n"
+    return body + _mark(body)

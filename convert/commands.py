@@ -105,10 +105,20 @@ def _write_other_format(name: str, paths: list[Path], dtype: str | None):
         raise ValueError("Write as: --to minigpt4 DIR checkpoint.pth, or --to gguf DIR OUT.gguf [--dtype q8_0]")
 
 
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")]):
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")],
+    renew: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="List this document anew, which was edited: README.md, a licence, …; may be repeated."
+        ),
+    ] = None,
+):
     """Check every file of a checkpoint folder by its SHA-256, and that its parts fit one another."""
-    from .verification import verify_folder
+    from .verification import renew_documents, verify_folder
 
+    if renew:
+        renew_documents(folder, renew)
     problems = verify_folder(folder)
     for problem in problems:
         typer.echo(problem, err=True)
@@ -120,12 +130,24 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpo
 def publish(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")],
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="The repository is to be private.")] = False,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Hub id of what the projection was trained on; may be repeated.")
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Files of the repository that stay, though the folder has none such."),
+    ] = None,
+    replace_card: Annotated[
+        bool, typer.Option("--replace-card", help="Overwrite a card that was edited on the Hub.")
+    ] = False,
 ):
-    """Upload a checkpoint folder to the Hub, with its card and its code."""
+    """Make a repository on the Hub equal to a checkpoint folder, with its card and its code, in one commit."""
     from .publishing import publish_folder
 
-    typer.echo(publish_folder(folder, repo, private, dataset or []))
+    published = publish_folder(folder, repo, private, dataset or [], keep or [], replace_card)
+    if published.deleted:
+        typer.echo(f"deleted there, as {folder} has them not: {', '.join(published.deleted)}")
+    if published.private:
+        typer.echo(f"{repo} is private.")
+    typer.echo(published.url)

@@ -26,6 +26,7 @@ class PromptFormat:
         name: Name of the format, and of its file in `formats/`.
         template: Jinja text that writes the turns of `messages`, with the macros of `formats/prologue.jinja`.
         image_tags: What stands before and behind the image token.
+        language: Code of the language that its own words are in; `None` where it has none.
         newline: How a line break is written where the tokenizer knows none.
         stop_strings: Marks at which an answer ends, next to the end-of-sequence token.
         required_tokens: Control tokens without which the format cannot be written.
@@ -35,6 +36,7 @@ class PromptFormat:
     name: str
     template: str
     image_tags: tuple[str, str]
+    language: str | None = None
     newline: str | None = None
     stop_strings: tuple[str, ...] = ()
     required_tokens: tuple[str, ...] = ()

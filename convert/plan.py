@@ -79,7 +79,7 @@ def plan_conversion(
 
     chosen = prompt_format(format_name or recognise_format(sources["language"], sources.get("projection"), tokenizer))
     notes = vision.notes + qformer.notes + language.notes
-    note = projection_note(sources.get("projection"), sources["language"])
+    note = projection_note(sources.get("projection"), sources["language"], language.tensors)
     processor = _processor(config, chosen, tokenizer, sources["vision"])
     if sources["vision"].layout is STOCK_VISION:
         _check_encoder(model, processor.image_processor.size)

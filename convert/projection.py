@@ -73,15 +73,39 @@ def _wrong_size(source: Source, found: tuple[int, ...], needed: tuple[int, int],
     )
 
 
-def projection_note(source: Source | None, language: Source) -> str | None:
-    """A sentence when a projection of the right size was trained for another language model, as far as it tells."""
+def projection_note(source: Source | None, language: Source, tensors: dict[str, Read]) -> str | None:
+    """A sentence when a projection of the right size was trained for another language model, as far as it tells.
+
+    Args:
+        tensors: The language model's, by their names in a checkpoint of this package.
+    """
     trained_for = _trained_for(source) if source is not None else None
     if source is None or trained_for is None or Path(trained_for).name == Path(language.public_name).name:
+        return None
+    if source.layout is JMINIGPT4 and _same_language_model(source, tensors):
         return None
     return (
         f"{source.public_name} says it was trained for {trained_for}, not for {language.public_name}: of the same "
         "size, but its answers will make no sense there."
     )
+
+
+def _same_language_model(source: Source, tensors: dict[str, Read]) -> bool:
+    """Whether the language model in a checkpoint has the values of another, up to the rounding of either's dtype: its
+    names do not tell, as one folder may have two. Looks at a few tensors, as a model trained on differs in all."""
+    sizes = {name: torch.Size(source.weights.shape(name)) for name in tensors if name in source.weights}
+    vectors = [name for name, size in sizes.items() if len(size) == 1][:32]
+    matrices = sorted((name for name, size in sizes.items() if len(size) == 2), key=lambda name: sizes[name].numel())
+    compared = 0
+    for name in vectors + matrices[:4]:
+        mine, other = source.weights.read(name), tensors[name]()
+        if mine.shape != other.shape:
+            continue  # the embedding table has a row more with an image token
+        rounding = max(torch.finfo(each.dtype).eps for each in (mine, other)) if mine.dtype != other.dtype else 0.0
+        if not torch.allclose(mine.float(), other.float(), rtol=rounding, atol=1e-7 if rounding else 0.0):
+            return False
+        compared += mine.dim() == 2
+    return compared > 0
 
 
 def _trained_for(source: Source) -> str | None:

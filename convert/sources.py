@@ -21,12 +21,13 @@ from huggingface_hub.errors import (
 )
 
 from ..checkpoint import is_hub_id, read_json_object, user_path
+from .licences import LICENCE_TEXTS
 from .stock_vision import stock_vision_config
 from .weights import Weights
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 # What a folder holds besides its weights: small, and fetched at once.
-SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"]
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", *LICENCE_TEXTS]
 
 # Buffers that old versions of transformers saved with every attention; today's compute them.
 LEGACY_BUFFERS = {

@@ -1,8 +1,19 @@
 """Whether a folder is what was written: every byte by its SHA-256, and that its files belong together."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..checkpoint import MANIFEST, user_path, verify_manifest
+from ..checkpoint import (
+    MANIFEST,
+    SCORES,
+    finished_file,
+    manifest_text,
+    read_manifest,
+    sha256,
+    user_path,
+    verify_manifest,
+)
 from ..inference.folder import processor_problems, read_config, read_processor, readable
 from ..inference.stored_weights import (
     finite_problems,
@@ -13,6 +24,8 @@ from ..inference.stored_weights import (
 )
 
 UNLISTED = f"is not listed in {MANIFEST}."
+# What a person writes or edits; nothing that a loader reads.
+DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "licenses/*", "*.cff", "*.bib", SCORES)
 TELLING = ("config.json", "safetensors", "tokenizer.json", MANIFEST)
 
 
@@ -35,6 +48,30 @@ def verify_folder(folder: Path) -> list[str]:
         return problems + _part_problems(folder)
     except (ValueError, OSError) as error:
         return [*problems, str(error)]
+
+
+def renew_documents(folder: Path, names: Iterable[str]):
+    """Lists documents of a folder in its `SHA256SUMS` as they are today: one that was edited, added or removed.
+
+    Raises:
+        FileNotFoundError: The folder has no `SHA256SUMS`.
+        ValueError: One is no document, as weights, code and settings never are; nothing is renewed then.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by jminigpt4, or not completely.")
+    listed = read_manifest(folder / MANIFEST)
+    for name in names:
+        if not any(fnmatchcase(name, pattern) for pattern in DOCUMENTS) or name.endswith(".py") or ".." in name:
+            raise ValueError(
+                f"{name} cannot be renewed: only documents can ({', '.join(DOCUMENTS)}). Weights, code and settings "
+                "that changed are restored, or the folder is made anew."
+            )
+        if (folder / name).is_file():
+            listed[name] = sha256(folder / name)
+        elif listed.pop(name, None) is None:
+            raise ValueError(f"{name} is neither in {folder} nor listed there.")
+    with finished_file(folder / MANIFEST) as temporary:
+        temporary.write_text(manifest_text(listed), encoding="utf-8", newline="")
 
 
 def _manifest_problems(folder: Path) -> list[str]:

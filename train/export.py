@@ -59,12 +59,26 @@ def export(base: str | os.PathLike, projection: str | os.PathLike, output: str |
                 and not name.startswith((".git/", ".cache/"))
             ):
                 _take(path, folder / (FROZEN if name == WEIGHTS else name))
-        save_file(tensors, folder / SHARD, metadata={"format": "pt", **metadata})
+        save_file(tensors, folder / SHARD, metadata={"format": "pt", **_provenance(projection), **metadata})
         sizes = sum((folder / file).stat().st_size for file in set(files.values()))
         index = {"metadata": {"total_size": sizes}, "weight_map": dict(sorted(files.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         write_manifest(folder)
     return Path(output)
+
+
+def _provenance(projection: Path) -> dict[str, str]:
+    """What a projection was trained on, by the names of its data, where its run still lies around it: the model card
+    says it. Paths stay on this machine."""
+    recipe = (projection if projection.is_dir() else projection.parent) / "recipe.yaml"
+    if not recipe.is_file():
+        return {}
+    import yaml
+
+    sources = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or []
+    paths = [each["path"] if isinstance(each["path"], str) else each["path"][0] for each in sources]
+    names = [each.get("name") or Path(path).stem for each, path in zip(sources, paths, strict=True)]
+    return {"trained_on": ", ".join(dict.fromkeys(names))}
 
 
 def _folder(base: str | os.PathLike) -> Path:
