@@ -30,7 +30,8 @@ LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 64 * 2**20
 # What the Hub's own programs leave beside a checkpoint; the manifest does not list it and nothing reads it.
 HUB_FILES = re.compile(
-    r"\.gitattributes|\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/([^/]+/)*[^/]+\.(metadata|lock))"
+    r"\.gitattributes|\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/([^/]+/)*[^/]+\.(metadata|lock)"
+    r"|trees/[0-9a-f]{40}\.json)"
 )
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -219,6 +219,7 @@ def test_what_the_hub_leaves_beside_a_download(listed):
         add(f".cache/huggingface/download/{name}")(listed)
     add(".cache/huggingface/.gitignore")(listed)
     add(".cache/huggingface/CACHEDIR.TAG")(listed)
+    add(f".cache/huggingface/trees/{'0' * 40}.json")(listed)
     add(".gitattributes")(listed)
     assert verify_manifest(listed) == []
 

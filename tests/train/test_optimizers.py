@@ -147,7 +147,7 @@ def test_gradients_stay_and_what_has_none_stays_as_it_is():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="optimizer must be one of adamw, muon, got 'sgd'"):
+    with pytest.raises(ValueError, match="`optimizer`: expected one of adamw, muon, got 'sgd'"):
         Recipe(optimizer="sgd")
     with pytest.raises(ValueError, match="adamw goes with lora"):
         Recipe(optimizer="muon", lora=4)
