@@ -15,6 +15,7 @@ from ..checkpoint import DTYPES
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from ..processing_jminigpt4 import JMiniGPT4Processor
+from .answer_end import answer_ends, ids_of, stated_ends
 from .checks import one_of
 from .formats import PromptFormat, chat_template_for, prompt_format
 from .image_encoder import vision_part
@@ -88,7 +89,7 @@ def plan_conversion(
         config=config,
         processor=processor,
         prompt_format=chosen,
-        generation_config=_generation_config(config, chosen, tokenizer),
+        generation_config=_generation_config(config, chosen, tokenizer, sources["language"]),
         entries=entries,
         sources=sources,
         language_code=language_code,
@@ -178,7 +179,7 @@ def _entries(
         what += "; " if missing and surplus else ""
         what += f"{len(surplus)} have no place in the model, {surplus[0]} first" if surplus else ""
         raise ValueError(f"The sources do not make a model ({given}): {what}. Is one of them incomplete?")
-    kept_wide = set(model._keep_in_fp32_modules or ())
+    kept_wide = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     entries = []
     for name, target in targets.items():
         wide = not kept_wide.isdisjoint(name.split("."))
@@ -209,16 +210,17 @@ def _processor(config: JMiniGPT4Config, chosen: PromptFormat, tokenizer: Any, vi
     )
 
 
-def _generation_config(config: JMiniGPT4Config, chosen: PromptFormat, tokenizer: Any) -> GenerationConfig:
+def _generation_config(
+    config: JMiniGPT4Config, chosen: PromptFormat, tokenizer: Any, language: Source
+) -> GenerationConfig:
     text_config = config.text_config
-    eos = text_config.eos_token_id if text_config.eos_token_id is not None else tokenizer.eos_token_id
+    stated = ids_of(text_config.eos_token_id) + stated_ends(language.need_folder())
+    eos = answer_ends(stated, tokenizer, chosen.stop_strings, text_config.vocab_size)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else text_config.pad_token_id
-    if pad is None:
-        pad = eos[0] if isinstance(eos, list) else eos
     return GenerationConfig(
         bos_token_id=text_config.bos_token_id if text_config.bos_token_id is not None else tokenizer.bos_token_id,
-        eos_token_id=eos,
-        pad_token_id=pad,
+        eos_token_id=eos[0] if len(eos) == 1 else eos or None,
+        pad_token_id=eos[0] if pad is None and eos else pad,
         suppress_tokens=[config.image_token_id],
         **chosen.generation,
     )

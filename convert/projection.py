@@ -8,7 +8,7 @@ from torch import nn
 
 from ..checkpoint import read_projection
 from .parts import Read
-from .sources import JMINIGPT4, LAVIS, PROJECTION, Source
+from .sources import BLIP2, JMINIGPT4, LAVIS, PROJECTION, Source
 
 # Sizes of a projection that tell what it was trained for: (input, output) -> whose it is. Vision-CAIR/MiniGPT-4.
 KNOWN_PROJECTIONS = {
@@ -17,6 +17,14 @@ KNOWN_PROJECTIONS = {
     (768, 5120): "a 13B LLaMA (MiniGPT-4 with Vicuna 13B)",
     (5632, 4096): "Llama-2 7B without a Q-Former (MiniGPT-4 for Llama-2 joins four patches of 1408)",
     (1408, 4096): "an image encoder without a Q-Former",
+}
+
+# How the names of weight and bias begin, as a pattern.
+PROJECTION_NAMES = {
+    LAVIS: r".*llama_proj\.",
+    BLIP2: r"language_projection\.",
+    JMINIGPT4: r"model\.language_projection\.",
+    PROJECTION: r"",
 }
 
 
@@ -35,10 +43,9 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
     if source is None:
         return _fresh_projection(qformer_size, hidden_size)
     source.parts.add("projection")
-    prefixes = {LAVIS: r".*llama_proj\.", JMINIGPT4: r"model\.language_projection\.", PROJECTION: r""}
-    if source.layout not in prefixes:
+    if source.layout not in PROJECTION_NAMES:
         raise ValueError(f"{source.name} ({source.layout.name}) holds no projection.")
-    pattern = prefixes[source.layout]
+    pattern = PROJECTION_NAMES[source.layout]
     keys = {kind: source.weights.matching(rf"{pattern}{kind}$") for kind in ("weight", "bias")}
     if any(len(found) != 1 for found in keys.values()):
         raise ValueError(

@@ -25,6 +25,7 @@ from ..processing_jminigpt4 import GUARD, IMAGE_TOKEN
 TILDE = "\ufdd1"
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+CORPUS_SIZE = 5_000
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -38,7 +39,7 @@ def convert_sentencepiece(
 
     Other ids are possible for the noncharacters U+FDD0 and U+FDD1, for U+0344, for several combining marks in a row
     that Unicode's canonical order rearranges and SentencePiece leaves (none of them in ordinary Japanese), and for
-    runs of more spaces than the longest symbol for them (see [`compare_with_sentencepiece`]).
+    runs of more spaces than the longest symbol for them (see [`corpus_with_sentencepiece`]).
 
     Args:
         model_file: A `spiece.model` of type unigram with byte fallback.
@@ -272,8 +273,10 @@ def _can_spell(model: dict[str, Any], spellings: list[str]) -> bool:
     return not merged.isdisjoint(spellings)
 
 
-def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike) -> tuple[int, int]:
-    """How many strings of a built-in corpus get other ids than SentencePiece gives them, and how many there are.
+def corpus_with_sentencepiece(
+    tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike
+) -> list[tuple[str, list[int], list[int]]]:
+    """Strings of a built-in corpus, each with the tokenizer's ids and with SentencePiece's.
 
     Left out are runs of more spaces than the longest symbol for them, where there is one (rinna's 4b): they can be cut
     in several equally good ways, among which SentencePiece's choice hangs on the rounding of its sums.
@@ -282,20 +285,19 @@ def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: s
     pieces = map(reference.id_to_piece, range(reference.get_piece_size()))
     longest = max((len(piece) for piece in pieces if set(piece) == {"▁"}), default=1)
     long_run = re.compile(f"▁{{{longest + 1}}}" if longest > 1 else "(?!)")
-    corpus = [text for text in generated_text(5_000) if not long_run.search(reference.normalize(text))]
+    corpus = [text for text in generated_text(CORPUS_SIZE) if not long_run.search(reference.normalize(text))]
     ids = tokenizer(corpus, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return sum(a != b for a, b in zip(ids, reference.encode(corpus), strict=True)), len(corpus)
+    return list(zip(corpus, ids, reference.encode(corpus), strict=True))
 
 
-def compare_with_source(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[int, int]:
-    """How many strings of the built-in corpus get other ids than the folder's own tokenizer gives them, and how many
-    there are; without those that spell a special token, which users of this package cannot type."""
+def corpus_with_source(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[tuple[str, list[int], list[int]]]:
+    """Strings of the built-in corpus, each with the tokenizer's ids and with those of the folder's own tokenizer;
+    without strings that spell a special token, which users of this package cannot type."""
     theirs = _load_fast(folder)
     starts = re.compile("|".join(re.escape(token[0]) for token in (*theirs.all_special_tokens, IMAGE_TOKEN)))
-    corpus = [text for text in generated_text(5_000) if not starts.search(unicodedata.normalize("NFKC", text))]
+    corpus = [text for text in generated_text(CORPUS_SIZE) if not starts.search(unicodedata.normalize("NFKC", text))]
     ids = tokenizer(corpus, add_special_tokens=False)["input_ids"]
-    expected = theirs(corpus, add_special_tokens=False)["input_ids"]
-    return sum(a != b for a, b in zip(ids, expected, strict=True)), len(corpus)
+    return list(zip(corpus, ids, theirs(corpus, add_special_tokens=False)["input_ids"], strict=True))
 
 
 ALPHABETS = (

@@ -9,6 +9,7 @@ from transformers import AutoProcessor
 from ..checkpoint import MANIFEST, verify_manifest
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
+from .answer_end import end_problem, stated_ends
 from .stock_vision import StoredNames
 from .weights import Weights
 from .writing import check_finite
@@ -96,4 +97,6 @@ def _tokenizer_problems(folder: Path) -> list[str]:
         )
     if not processor.chat_template:
         problems.append("chat_template.jinja is missing or empty.")
+    elif problem := end_problem(processor, stated_ends(folder)):
+        problems.append(problem)
     return problems

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from jminigpt4.convert.tokenizer import (
-    compare_with_sentencepiece,
     convert_sentencepiece,
+    corpus_with_sentencepiece,
     generated_text,
     prepare_tokenizer,
 )
@@ -58,12 +58,13 @@ def test_equals_sentencepiece_on_generated_text(reference):
 
 def test_corpus_of_the_proof(pair):
     tokenizer, _, folder = pair
-    wrong, total = compare_with_sentencepiece(tokenizer, folder / "spiece.model")
-    assert wrong == 0
-    assert total > 4_900  # only long runs of spaces are left out
+    rows = corpus_with_sentencepiece(tokenizer, folder / "spiece.model")
+    assert all(ours == theirs for _, ours, theirs in rows)
+    assert len(rows) > 4_900  # only long runs of spaces are left out
     spoilt = convert_sentencepiece(folder / "spiece.model")
     spoilt.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    assert compare_with_sentencepiece(spoilt, folder / "spiece.model")[0] > 1_000
+    rows = corpus_with_sentencepiece(spoilt, folder / "spiece.model")
+    assert sum(ours != theirs for _, ours, theirs in rows) > 1_000
 
 
 def test_spelt_bytes_and_full_width_controls_are_text(pair):
@@ -217,8 +218,8 @@ def test_llamas_tokenizer(llama_folder):
     """As the originals' slow tokenizer: a dummy space before every segment, also behind BOS and behind a picture."""
     tokenizer, image_token_id = prepare_tokenizer(llama_folder, vocab_size=3000)
     original = SentencePieceProcessor(model_file=str(llama_folder / "tokenizer.model"))
-    wrong, total = compare_with_sentencepiece(tokenizer, llama_folder / "tokenizer.model")
-    assert wrong == 0 and total > 4_900
+    rows = corpus_with_sentencepiece(tokenizer, llama_folder / "tokenizer.model")
+    assert len(rows) > 4_900 and all(ours == theirs for _, ours, theirs in rows)
     segments = ["###Human: <Img>", "</Img> What is this?###Assistant:"]
     ids = tokenizer(f"<s>{segments[0]}<ImageHere>{segments[1]}")["input_ids"]
     assert ids == [1, *original.encode(segments[0]), image_token_id, *original.encode(segments[1])]
