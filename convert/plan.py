@@ -16,6 +16,7 @@ from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from ..processing_jminigpt4 import JMiniGPT4Processor
 from .answer_end import answer_ends, ids_of, stated_ends
+from .beside_projection import check_beside_projection
 from .checks import one_of
 from .formats import PromptFormat, chat_template_for, prompt_format
 from .image_encoder import vision_part
@@ -76,10 +77,12 @@ def plan_conversion(
     )
     tensors = vision.tensors | qformer.tensors | language.tensors | projection
     entries = _entries(model, tensors, dtype, config, sources)
+    check_beside_projection(sources)
     _check_accounts(sources.values())
 
     chosen = prompt_format(format_name or recognise_format(sources["language"], sources.get("projection"), tokenizer))
     notes = vision.notes + qformer.notes + language.notes
+    notes += _norm_notes(sources, qformer)
     note = projection_note(sources.get("projection"), sources["language"])
     processor = _processor(config, chosen, tokenizer, sources["vision"])
     if sources["vision"].layout is STOCK_VISION:
@@ -186,6 +189,22 @@ def _entries(
         form = target.dtype if not target.is_floating_point() else torch.float32 if wide else dtype
         entries.append(Entry(names[name], tensors[names[name]], tuple(target.shape), form))
     return entries
+
+
+def _norm_notes(sources: dict[str, Source], qformer: Part) -> list[str]:
+    """A sentence where another layer norm lies behind the image encoder than the Q-Former was trained with."""
+    vision, used = sources["vision"], qformer.tensors.get("model.vision_model.post_layernorm.weight")
+    names = ("post_layernorm.weight", "vision_model.post_layernorm.weight")
+    name = next((name for name in names if name in vision.weights), None)
+    if vision is sources["qformer"] or used is None or name is None:
+        return []
+    own, other = vision.weights.read(name).float(), used().float()
+    if own.shape == other.shape and torch.allclose(own, other, rtol=1e-2, atol=1e-2):  # one may be in half precision
+        return []
+    return [
+        f"{vision.public_name} has another layer norm behind its image encoder than {sources['qformer'].public_name}: "
+        "the one is written that the Q-Former was trained with."
+    ]
 
 
 def _check_accounts(sources: Iterable[Source]):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionMod
 from .originals import NORM_EPS, eva_blocks, lavis_qformer, ln_vision, prepared_picture
 from .plan import ConversionPlan
 from .projection import PROJECTION_NAMES
-from .sources import BLIP2, EVA, JMINIGPT4, LAVIS, QFORMER, STOCK_VISION, Source
+from .sources import BLIP2, BLIP2_VISION, EVA, JMINIGPT4, LAVIS, QFORMER, STOCK_VISION, Source
 from .stock_vision import stock_class
 
 QUESTION = "この画像には何が写っていますか？"
@@ -124,8 +124,7 @@ def _vision_of(plan: ConversionPlan, pixel_values: torch.Tensor) -> dict[str, to
         blocks = eva_blocks(weights, pixel_values, vision.num_attention_heads, vision.num_hidden_layers, prefix)
         return {"first block": blocks[0], "image encoder": blocks[-1]}
     if vision.model_type == "blip_2_vision_model":
-        prefix = {BLIP2: "vision_model.", JMINIGPT4: "model.vision_model."}[source.layout]
-        prefix = prefix if weights.weights.matching(prefix) else ""
+        prefix = {BLIP2: "vision_model.", BLIP2_VISION: "", JMINIGPT4: "model.vision_model."}[source.layout]
         encoder = _load(Blip2VisionModel(vision), weights, prefix)
         hidden = encoder(pixel_values, output_hidden_states=True).hidden_states
         return {"first block": hidden[1], "image encoder": hidden[-1]}
@@ -204,7 +203,9 @@ def _language_of(
     source = plan.sources["language"]
     if source.layout is JMINIGPT4:
         return {}
-    model = AutoModelForCausalLM.from_pretrained(source.need_folder(), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        source.need_folder(), dtype=torch.float32, variant=source.weights.variant
+    ).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype_of(plan)).float()
     is_image = input_ids[0] == plan.config.image_token_id

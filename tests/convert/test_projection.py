@@ -93,6 +93,53 @@ def test_the_way_back_from_a_training_checkpoint(tmp_path):
     assert torch.equal(back["llama_proj.weight"], weight) and torch.equal(back["llama_proj.bias"], bias)
 
 
+def trained_file(originals, path, **tensors):
+    """`checkpoint.pth` with more in it than a projection."""
+    loaded = torch.load(originals["projection"], weights_only=True)
+    loaded["model"] |= tensors
+    torch.save(loaded, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("query_tokens", "qformer"), ("ln_vision.weight", "qformer"), ("visual_encoder.blocks.0.attn.q_bias", "vision")],
+)
+def test_parts_trained_with_a_projection_are_used_or_stop_the_conversion(originals, name, part, tmp_path):
+    given = torch.load(originals[part], weights_only=True)
+    frozen = given.get("model", given)[name.removeprefix("visual_encoder.")]
+    copy = trained_file(originals, tmp_path / "copy.pth", **{name: frozen})
+    assemble(**originals | {"projection": copy}, out=tmp_path / "same", prove_equal=False)
+    trained = trained_file(originals, tmp_path / "trained.pth", **{name: frozen + 0.5})
+    with pytest.raises(ValueError, match=f"1 tensors of the {part} beside its projection, {name} first"):
+        assemble(**originals | {"projection": trained}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_qformer_trained_with_its_projection_is_used(originals, tmp_path):
+    whole = torch.load(originals["qformer"], weights_only=True)
+    whole = whole.get("model", whole)
+    whole["query_tokens"] = whole["query_tokens"] + 0.5
+    trained = trained_file(originals, tmp_path / "trained.pth", **whole)
+    proof = assemble(**originals | {"projection": trained, "qformer": trained}, out=tmp_path / "out")
+    assert proof.passed
+    written = load_file(tmp_path / "out" / "model.safetensors")["model.query_tokens"]
+    assert torch.equal(written, whole["query_tokens"])
+
+
+def test_adapters_and_a_language_model_beside_a_projection(originals, reference, tmp_path):
+    layer = "gpt_neox.layers.0.attention.dense.weight"
+    lora = {f"gpt_neox_model.base_model.model.{layer}.lora_{kind}.default.weight": torch.ones(2, 2) for kind in "AB"}
+    with pytest.raises(ValueError, match="holds 2 tensors of an adapter beside its projection"):
+        assemble(**originals | {"projection": trained_file(originals, tmp_path / "a.pth", **lora)}, out=tmp_path / "a")
+    frozen = load_file(reference / "llm" / "model.safetensors")[layer]
+    copy = trained_file(originals, tmp_path / "b.pth", **{f"gpt_neox_model.{layer}": frozen.half()})
+    assemble(**originals | {"projection": copy}, out=tmp_path / "b", prove_equal=False)
+    other = trained_file(originals, tmp_path / "c.pth", **{f"gpt_neox_model.{layer}": frozen + 1})
+    with pytest.raises(ValueError, match="1 weights of a language model beside its projection"):
+        assemble(**originals | {"projection": other}, out=tmp_path / "c")
+
+
 def test_a_file_with_two_projections_is_refused(originals, tmp_path):
     state = {f"{name}.llama_proj.{kind}": torch.zeros(2, 2) for name in "ab" for kind in ("weight", "bias")}
     torch.save({"model": state}, tmp_path / "two.pth")
