@@ -17,10 +17,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto import CONFIG_MAPPING
 
+from jminigpt4.checkpoint import write_manifest
 from jminigpt4.convert import assemble, swap, trust_language_code, verify_folder
 from jminigpt4.convert.account import Account
 
@@ -103,6 +105,37 @@ def test_every_family(originals, family, tied, tmp_path):
     assert WORDS not in ours.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5)[0]
 
 
+@pytest.mark.parametrize("folder_states", [[2, 5], 5, None], ids=["several", "another", "nothing"])
+def test_generation_stops_where_training_ends_answers(originals, folder_states, tmp_path):
+    """As Llama 3 is published: config.json names one end, generation_config.json others, the tokenizer a third."""
+    language_model(tmp_path / "llm", eos_token_id=7)
+    stated = {} if folder_states is None else {"eos_token_id": folder_states}
+    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps(stated))
+    assert convert(originals, tmp_path / "llm", tmp_path / "out").passed
+    ours, processor = load(tmp_path / "out")
+    expected = {7, 2} | ({5} if folder_states else set())
+    assert set(ours.generation_config.eos_token_id) == expected
+    messages = [{"role": "user", "content": "あ"}, {"role": "assistant", "content": "い"}]
+    assert processor.encode_segments(messages)["labels"][-1] in expected
+    assert verify_folder(tmp_path / "out") == []
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    generation["eos_token_id"] = 7
+    (tmp_path / "out" / "generation_config.json").write_text(json.dumps(generation))
+    write_manifest(tmp_path / "out")
+    (problem,) = verify_folder(tmp_path / "out")
+    assert problem.startswith("Training ends an answer with </s> (2), at which generation does not stop")
+
+
+def test_a_mark_of_the_format_that_is_one_token_ends_generation(originals, tmp_path):
+    language_model(tmp_path / "llm", vocab_size=WORDS + 4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llm")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(tmp_path / "llm")
+    assert convert(originals, tmp_path / "llm", tmp_path / "out", prompt_format="chatml").passed
+    assert load(tmp_path / "out")[0].generation_config.eos_token_id == [2, WORDS + 1]
+    assert verify_folder(tmp_path / "out") == []
+
+
 def test_a_padded_table_has_room_for_the_image_token(originals, tmp_path):
     theirs = language_model(tmp_path / "llm", vocab_size=48)
     convert(originals, tmp_path / "llm", tmp_path / "out")
@@ -124,6 +157,25 @@ def test_dtype(originals, dtype, tmp_path):
         assert tensor.dtype == expected, name
     ours, _ = load(tmp_path / "out")
     assert ours.dtype == getattr(torch, dtype)
+    loaded = {name: tensor for name, tensor in ours.state_dict().items() if name in saved}
+    assert len(loaded) == len(saved) and all(torch.equal(loaded[name], saved[name]) for name in saved)
+    assert all(loaded[name].dtype == saved[name].dtype for name in saved)
+    ours.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(again[name].dtype == saved[name].dtype and torch.equal(again[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_another_language_model_behind_a_folder_of_half_precision(originals, dtype, tmp_path):
+    for seed, name in enumerate(("a", "b")):
+        language_model(tmp_path / name, seed=seed).to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
+    convert(originals, tmp_path / "a", tmp_path / "out", prove_equal=False)
+    swapped = {"language": tmp_path / "b", "prompt_format": "article-3.6b", "progress": False}
+    proof = swap(tmp_path / "out", out=tmp_path / "out2", **swapped)
+    assert proof.passed and {"language model", "Q-Former"} <= {row["stage"] for row in proof.rows()}
+    old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "out2"))
+    kept = [name for name in old if "qformer" in name or "query_tokens" in name]
+    assert kept and all(old[name].dtype == torch.float32 and torch.equal(old[name], new[name]) for name in kept)
 
 
 def test_dtype_of_the_language_model_is_kept(originals, tmp_path):
