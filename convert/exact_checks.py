@@ -17,7 +17,7 @@ from .plan import ConversionPlan
 from .source_outputs import dtype_of
 from .sources import BLIP2, EVA, JMINIGPT4, LAVIS
 from .stock_vision import StoredNames
-from .tokenizer import corpus_with_sentencepiece, corpus_with_source, sentencepiece_file
+from .tokenizer import corpus_with_sentencepiece, corpus_with_source, dummy_space_everywhere, sentencepiece_file
 
 Differences = tuple[list[str], int]
 
@@ -120,7 +120,7 @@ def _prompt_ids(processor: Any, plan: ConversionPlan, text: str, bos: str) -> li
     """Ids of an original prompt: MiniGPT-4 tokenises what is before and behind a picture each by itself."""
     source = plan.sources["language"]
     model_file = None if source.layout is JMINIGPT4 else sentencepiece_file(source.need_folder())
-    if model_file is None:
+    if model_file is None or not dummy_space_everywhere(source.need_folder()):
         return []
     from sentencepiece import SentencePieceProcessor
 
