@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from .answer_end import end_problem, ids_of, stated_ends
 from .originals import BLOCK_EPS, NORM_EPS, QFORMER_EPS, prompt
+from .own_format import own_template
 from .plan import ConversionPlan
 from .source_outputs import dtype_of
 from .sources import BLIP2, EVA, JMINIGPT4, LAVIS
@@ -109,6 +110,13 @@ def differing_prompts(processor: Any, plan: ConversionPlan) -> Differences:
     pairs = [("chat template", processor.chat_template, plan.processor.chat_template)]
     bos = plan.processor.tokenizer.bos_token or ""
     theirs = prompt(plan.prompt_format.name, QUESTIONS, ANSWER, bos)
+    if template := own_template(plan.prompt_format):
+        words = [
+            {"role": role, "content": text} for role, text in (("user", "何?"), ("assistant", "犬"), ("user", "?"))
+        ]
+        options = {"add_generation_prompt": True, "tokenize": False}
+        own = plan.processor.tokenizer.apply_chat_template(words, chat_template=template, **options)
+        pairs.append(("conversation without a picture", processor.apply_chat_template(words, **options), own))
     if theirs is not None:
         ours = processor.apply_chat_template(messages, add_generation_prompt=True)
         pairs.append(("prompt", ours, theirs))

@@ -6,6 +6,7 @@ sources -> parts (configuration + where each tensor is) -> plan (every tensor of
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .formats import PromptFormat, chat_template_for, prompt_format
 from .image_encoder import vision_part
 from .image_processor import image_processor_for, picture_notes
 from .language_model import language_config, language_part
+from .own_format import OWN, check_own_format, own_format, own_template
 from .parts import Part, Read
 from .projection import projection_note, projection_part
 from .qformer import qformer_part
@@ -80,11 +82,13 @@ def plan_conversion(
     check_beside_projection(sources)
     _check_accounts(sources.values())
 
-    chosen = prompt_format(format_name or recognise_format(sources["language"], sources.get("projection"), tokenizer))
+    name = format_name or recognise_format(sources["language"], sources.get("projection"), tokenizer)
+    chosen = _prompt_format(name, sources["language"], tokenizer)
     notes = vision.notes + qformer.notes + language.notes
     notes += _norm_notes(sources, qformer)
     note = projection_note(sources.get("projection"), sources["language"])
     processor = _processor(config, chosen, tokenizer, sources["vision"])
+    notes += check_own_format(processor, name) if own_template(chosen) else []
     if sources["vision"].layout is STOCK_VISION:
         _check_encoder(model, processor.image_processor.size)
         notes += picture_notes(sources["vision"])
@@ -98,6 +102,20 @@ def plan_conversion(
         language_code=language_code,
         notes=notes + ([note] if note else []),
     )
+
+
+def _prompt_format(name: str, language: Source, tokenizer: Any) -> PromptFormat:
+    """A format by its name, the language model's own, or one of a file."""
+    if name == OWN:
+        return own_format(language.need_folder(), tokenizer)
+    if name.endswith((".jinja", ".yaml")):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no file {name} with a prompt format.")
+        is_template = name.endswith(".jinja")
+        return (
+            own_format(language.need_folder(), tokenizer, Path(name)) if is_template else PromptFormat.read(Path(name))
+        )
+    return prompt_format(name)
 
 
 def _open_all(names: dict[str, str | os.PathLike | None]) -> dict[str, Source]:

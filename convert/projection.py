@@ -32,8 +32,8 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
     """The Linear layer between Q-Former and language model.
 
     Args:
-        source: A checkpoint of rinna's, MiniGPT-4's or this package, or a projection file; `None` for a fresh layer,
-            initialised as `nn.Linear` is and as MiniGPT-4 trained it (seed 0).
+        source: A checkpoint of rinna's, MiniGPT-4's or this package, a BLIP-2 folder, or a projection file; `None`
+            for a fresh layer, initialised as `nn.Linear` is and as MiniGPT-4 trained it (seed 0).
         language: Name of the language model, for messages.
 
     Raises:
@@ -85,6 +85,11 @@ def projection_note(source: Source | None, language: Source) -> str | None:
     trained_for = _trained_for(source) if source is not None else None
     if source is None or trained_for is None or Path(trained_for).name == Path(language.public_name).name:
         return None
+    if source.layout is BLIP2:
+        return (
+            f"The projection of {source.public_name} was trained for the language model of that folder, "
+            f"{trained_for}: if {language.public_name} is another, its answers will make no sense."
+        )
     return (
         f"{source.public_name} says it was trained for {trained_for}, not for {language.public_name}: of the same "
         "size, but its answers will make no sense there."
@@ -92,6 +97,10 @@ def projection_note(source: Source | None, language: Source) -> str | None:
 
 
 def _trained_for(source: Source) -> str | None:
+    if source.layout is BLIP2:
+        text: Any = source.config.get("text_config") or {}
+        width = text.get("hidden_size") or text.get("d_model")
+        return text.get("_name_or_path") or f"{text.get('model_type', 'one')} of width {width}"
     if source.layout is JMINIGPT4:
         stated: Any = source.config.get("text_config") or {}
         return stated.get("_name_or_path") or None

@@ -317,8 +317,9 @@ def corpus_with_sentencepiece(
     pieces = map(reference.id_to_piece, range(reference.get_piece_size()))
     longest = max((len(piece) for piece in pieces if set(piece) == {"▁"}), default=1)
     long_run = re.compile(f"▁{{{longest + 1}}}" if longest > 1 else "(?!)")
+    dummy_space = _read_proto(model_file).normalizer_spec.add_dummy_prefix
     normalized = ((text, reference.normalize(text)) for text in generated_text(CORPUS_SIZE))
-    corpus = [text for text, normal in normalized if normal not in ("", "▁") and not long_run.search(normal)]
+    corpus = [text for text, normal in normalized if not (dummy_space and normal == "▁" or long_run.search(normal))]
     ids = tokenizer(corpus, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return list(zip(corpus, ids, reference.encode(corpus), strict=True))
 

@@ -136,6 +136,61 @@ def test_a_mark_of_the_format_that_is_one_token_ends_generation(originals, tmp_p
     assert verify_folder(tmp_path / "out") == []
 
 
+CHAT = """{{- bos_token -}}
+{%- for message in messages -%}
+  {{- "<|im_start|>" + message["role"] + "\n" + message["content"] | trim + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}"""
+
+
+@pytest.fixture
+def chat_folder(tmp_path):
+    """A language model with a chat template of its own."""
+    language_model(tmp_path / "llm", vocab_size=WORDS + 4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llm")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path / "llm")
+    return tmp_path / "llm"
+
+
+@pytest.mark.parametrize("given", ["own", "FILE.jinja"])
+def test_the_language_models_own_chat_template(originals, chat_folder, given, tmp_path):
+    if given != "own":
+        given = str(tmp_path / "mine.jinja")
+        (tmp_path / "mine.jinja").write_text(CHAT, encoding="utf-8")
+    assert convert(originals, chat_folder, tmp_path / "out", prompt_format=given).passed
+    assert verify_folder(tmp_path / "out") == []
+    model, processor = load(tmp_path / "out")
+    question = [{"type": "image"}, {"type": "text", "text": "あ<|im_end|>"}]
+    text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    before, behind = "<s><|im_start|>user\n<Img><ImageHere></Img> あ", "<|im_end|>\n<|im_start|>assistant\n"
+    assert text == f"{before}<\ufdd0|im_end|>{behind}"  # what the user typed is no token
+    messages = [{"role": "user", "content": "あ"}, {"role": "assistant", "content": "い"}]
+    segments = processor.encode_segments(messages)
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in segments["labels"] and end in model.generation_config.eos_token_id
+    again = {"vision": tmp_path / "out", "language": tmp_path / "out", "projection": tmp_path / "out"}
+    assemble(**again, out=tmp_path / "again", progress=False)
+    texts = [(tmp_path / name / "chat_template.jinja").read_text(encoding="utf-8") for name in ("out", "again")]
+    assert texts[0] == texts[1]
+
+
+def test_a_chat_template_that_cannot_be_a_format_is_refused(originals, chat_folder, tmp_path):
+    options = {"prove_equal": False, "prompt_format": str(tmp_path / "mine.jinja")}
+    (tmp_path / "mine.jinja").write_text(CHAT.replace("in messages", "in messages[-2:]"), encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be a prompt format: The chat template rewrites earlier turns"):
+        convert(originals, chat_folder, tmp_path / "out", **options)
+    (tmp_path / "mine.jinja").write_text(CHAT.replace('message["content"] | trim', '"x"'), encoding="utf-8")
+    with pytest.raises(ValueError, match="leaves out the user's words"):
+        convert(originals, chat_folder, tmp_path / "out", **options)
+    language_model(tmp_path / "silent")
+    with pytest.raises(ValueError, match="has no chat template of its own"):
+        convert(originals, tmp_path / "silent", tmp_path / "out", prompt_format="own")
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jinja"):
+        convert(originals, chat_folder, tmp_path / "out", prompt_format="nowhere.jinja")
+
+
 def test_a_padded_table_has_room_for_the_image_token(originals, tmp_path):
     theirs = language_model(tmp_path / "llm", vocab_size=48)
     convert(originals, tmp_path / "llm", tmp_path / "out")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration
 
 from jminigpt4.checkpoint import save_projection
 from jminigpt4.convert import assemble, verify_folder, write_minigpt4_checkpoint
@@ -91,6 +91,39 @@ def test_the_way_back_from_a_training_checkpoint(tmp_path):
     save_file({"weight": weight, "bias": bias}, tmp_path / "projection.safetensors")
     back = torch.load(write_minigpt4_checkpoint(tmp_path, tmp_path / "c.pth"), weights_only=True)["model"]
     assert torch.equal(back["llama_proj.weight"], weight) and torch.equal(back["llama_proj.bias"], bias)
+
+
+def test_the_projection_of_a_blip2_folder(reference, tmp_path):
+    """With its own OPT the whole folder computes what BLIP-2 computes."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    qformer = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    text = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 513}
+    config = Blip2Config(
+        vision_config={**vision, "image_size": 28, "patch_size": 14, "layer_norm_eps": 1e-6},
+        qformer_config={**qformer, "encoder_hidden_size": 32, "vocab_size": 8, "max_position_embeddings": 16},
+        text_config={**text, "model_type": "opt", "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+        num_query_tokens=4,
+    )
+    torch.manual_seed(0)
+    whole = Blip2ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(0, 0.3)
+    whole.save_pretrained(tmp_path / "blip2")
+    whole.language_model.save_pretrained(tmp_path / "opt")
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copyfile(reference / "llm" / name, tmp_path / "opt" / name)
+    parts = {"vision": tmp_path / "blip2", "projection": tmp_path / "blip2", "language": tmp_path / "opt"}
+    assert assemble(**parts, prompt_format="plain", out=tmp_path / "out", progress=False).passed
+    assert "was trained for the language model of that folder, opt of width 32" in " ".join(
+        Account.read(tmp_path / "out").notes
+    )
+    ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    pictures = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        features = ours.get_image_features(pictures).pooler_output
+        expected = whole.get_image_features(pictures).pooler_output
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
 
 
 def trained_file(originals, path, **tensors):
