@@ -28,7 +28,7 @@ OWN_SETTINGS = {"vocab_size", "_name_or_path", "dtype", "architectures", "auto_m
 QUESTIONS, ANSWER = ("これは何ですか?", "What breed is it?"), "犬 a dog"
 
 
-def differing_tensors(model: torch.nn.Module, plan: ConversionPlan) -> Differences:
+def differing_tensors(model: Any, plan: ConversionPlan) -> Differences:
     """Tensors of the loaded model that are not bit for bit the source's, rounded to the dtype that belongs there: the
     folder's, but float32 for Q-Former and projection."""
     stored, loaded = StoredNames(model), model.state_dict()

@@ -45,7 +45,8 @@ def source_outputs(plan: ConversionPlan, pictures: list[Image.Image]) -> SourceO
     """Runs the sources one part after another, so that never more than one of them is in memory."""
     pixel_values = _pixel_values(plan, pictures)
     content = [{"type": "image", "image": pictures[0]}, {"type": "text", "text": QUESTION}]
-    inputs = plan.processor.apply_chat_template(
+    processor: Any = plan.processor
+    inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
     )
     input_ids = torch.tensor(inputs["input_ids"])
@@ -79,7 +80,8 @@ class _Rounded:
 
 
 def _pixel_values(plan: ConversionPlan, pictures: list[Image.Image]) -> torch.Tensor:
-    vision, source = plan.config.vision_config, plan.sources["vision"]
+    source = plan.sources["vision"]
+    vision: Any = plan.config.vision_config
     if vision.model_type == "blip_2_vision_model":
         size = (vision.image_size, vision.image_size)
         return torch.stack([prepared_picture(picture, size) for picture in pictures])
@@ -117,7 +119,8 @@ def _timm_encoder(vision: Any) -> Any:
 
 def _vision_of(plan: ConversionPlan, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the source's own image encoder makes of the pictures, before the layer norm."""
-    source, vision = plan.sources["vision"], plan.config.vision_config
+    source = plan.sources["vision"]
+    vision: Any = plan.config.vision_config
     weights = _Rounded(source, dtype_of(plan))
     if source.layout in (EVA, LAVIS):
         prefix = "visual_encoder." if source.layout is LAVIS else ""
@@ -161,7 +164,8 @@ def _load(module: torch.nn.Module, weights: _Rounded, prefix: str) -> Any:
 
 def _qformer_of(plan: ConversionPlan, features: torch.Tensor) -> dict[str, torch.Tensor]:
     """Layer norm and Q-Former of the source on the features of its image encoder."""
-    source, config = plan.sources["qformer"], plan.config
+    source = plan.sources["qformer"]
+    config: Any = plan.config
     if features.ndim == 4:
         last = features.shape[-1] == config.qformer_config.encoder_hidden_size
         features = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
