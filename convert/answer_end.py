@@ -38,8 +38,8 @@ def end_problem(processor: JMiniGPT4Processor, eos_token_id: Any) -> str | None:
     messages = [{"role": "user", "content": "犬?"}, {"role": "assistant", "content": "犬"}]
     try:
         learnt = [label for label in processor.encode_segments(messages)["labels"] if label != -100]
-    except ValueError as error:  # the template rewrites what was before
-        return str(error)
+    except Exception as error:  # the template rewrites what was before, or is none: whatever a template raises
+        return f"The chat template cannot be used: {str(error).splitlines()[0]}"
     answer = processor.render_segment(messages, processor.render_segment(messages[:1], add_generation_prompt=True))
     # A mark of several tokens ends answers as text; what reads ids alone does not stop there.
     if set(learnt) & set(ids_of(eos_token_id)) or any(answer.endswith(stop) for stop in processor.stop_strings):
