@@ -42,7 +42,7 @@ def differing_tensors(model: Any, plan: ConversionPlan) -> Differences:
         ours = loaded[name]
         if ours.dtype != theirs.dtype:
             differing.append(f"{name} is loaded as {ours.dtype}, not {theirs.dtype}")
-        elif not torch.equal(ours.view(torch.uint8), theirs.contiguous().view(torch.uint8)):
+        elif not torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (ours, theirs))):
             differing.append(name)
     return differing, len(plan.entries)
 

@@ -96,10 +96,9 @@ def _pixel_values(plan: ConversionPlan, pictures: list[Image.Image]) -> torch.Te
     else:
         from timm.data import resolve_model_data_config
 
-        encoder, args = _timm_encoder(vision), {**(vision.model_args or {}), **_pretrained(source)}
-        settings = resolve_model_data_config(encoder, args=args)
+        settings = resolve_model_data_config(_timm_encoder(vision), args=_pretrained(source))
         mean, std = settings["mean"], settings["std"]
-        resample = Image.Resampling[settings["interpolation"].upper()]
+        resample = getattr(Image.Resampling, settings["interpolation"].upper(), Image.Resampling.BICUBIC)
     size = plan.processor.image_processor.size  # where pictures are cut to their middle there are several to choose
     size = (size["height"], size["width"])
     normed = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
