@@ -15,7 +15,6 @@ from .answer_end import end_problem, ids_of, stated_ends
 from .originals import BLOCK_EPS, NORM_EPS, QFORMER_EPS, prompt
 from .own_format import own_template
 from .plan import ConversionPlan
-from .source_outputs import dtype_of
 from .sources import BLIP2, EVA, JMINIGPT4, LAVIS
 from .stock_vision import StoredNames
 from .tokenizer import corpus_with_sentencepiece, corpus_with_source, dummy_space_everywhere, sentencepiece_file
@@ -38,7 +37,7 @@ def differing_tensors(model: Any, plan: ConversionPlan) -> Differences:
         theirs = entry.read()
         wide = not IN_FLOAT32.isdisjoint(name.split("."))
         if theirs.is_floating_point():
-            theirs = theirs.to(torch.float32 if wide else dtype_of(plan))
+            theirs = theirs.to(torch.float32 if wide else entry.dtype)
         ours = loaded[name]
         if ours.dtype != theirs.dtype:
             differing.append(f"{name} is loaded as {ours.dtype}, not {theirs.dtype}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoint import DTYPES
 from ..configuration_jminigpt4 import JMiniGPT4Config
@@ -200,13 +200,20 @@ def _entries(
         what += "; " if missing and surplus else ""
         what += f"{len(surplus)} have no place in the model, {surplus[0]} first" if surplus else ""
         raise ValueError(f"The sources do not make a model ({given}): {what}. Is one of them incomplete?")
-    kept_wide = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    kept_wide = kept_in_float32(model, dtype)
     entries = []
     for name, target in targets.items():
         wide = not kept_wide.isdisjoint(name.split("."))
         form = target.dtype if not target.is_floating_point() else torch.float32 if wide else dtype
         entries.append(Entry(names[name], tensors[names[name]], tuple(target.shape), form))
     return entries
+
+
+def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Modules that transformers loads in float32 where a folder is of `dtype`, by their own names."""
+    narrow = dtype in (torch.float16, torch.bfloat16)
+    kept = set(model._keep_in_fp32_modules_strict or ()) if narrow else set()
+    return kept | set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else kept
 
 
 def _norm_notes(sources: dict[str, Source], qformer: Part) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel
 
 from .originals import NORM_EPS, eva_blocks, lavis_qformer, ln_vision, prepared_picture
-from .plan import ConversionPlan
+from .plan import ConversionPlan, kept_in_float32
 from .projection import PROJECTION_NAMES
 from .sources import BLIP2, BLIP2_VISION, EVA, JMINIGPT4, LAVIS, QFORMER, STOCK_VISION, Source
 from .stock_vision import stock_class
@@ -209,8 +209,10 @@ def _language_of(
     model = AutoModelForCausalLM.from_pretrained(
         source.need_folder(), dtype=torch.float32, variant=source.weights.variant
     ).eval()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype_of(plan)).float()
+    kept = kept_in_float32(model, dtype_of(plan))
+    for name, parameter in model.named_parameters():
+        if kept.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype_of(plan)).float()
     is_image = input_ids[0] == plan.config.image_token_id
     text_ids = input_ids[:, ~is_image]
     logits = {"language model": model(input_ids=text_ids).logits}
