@@ -86,7 +86,7 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = [CACHE_NAME]
     # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
-    _keep_in_fp32_modules = ["query_tokens", "qformer", "vision_layernorm", "language_projection"]
+    _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "vision_layernorm", "language_projection"]
     _modules_never_quantised = (r"(model\.)?(vision_model|vision_layernorm|qformer|language_projection)", "lm_head")
     _supports_sdpa = True
     _supports_flash_attn = True
