@@ -66,9 +66,10 @@ def assemble(
             without `qformer.` before each name, `query_tokens` of shape `(1, num_query_tokens, hidden_size)`, and, if
             there is one, `vision_layernorm.weight` and `vision_layernorm.bias` of shape `(encoder_hidden_size,)`, the
             norm between the image encoder and it (else ones and zeros). By default it comes from `vision`.
-        projection: rinna's `checkpoint.pth`, MiniGPT-4's `pretrained_minigpt4*.pth`, a `projection.safetensors`
-            or a checkpoint of this package; a fresh layer by default.
-        prompt_format: Name of a format (see [`jminigpt4.convert.formats`]); by default recognised from the sources.
+        projection: rinna's `checkpoint.pth`, MiniGPT-4's `pretrained_minigpt4*.pth`, a `projection.safetensors`, a
+            BLIP-2 folder or a checkpoint of this package; a fresh layer by default.
+        prompt_format: Name of a format (see [`jminigpt4.convert.formats`]), `"own"` for the language model's own chat
+            template, or a file `.jinja` or `.yaml`; by default recognised from the sources.
         dtype: Of the weights on disk, `"float16"`, `"bfloat16"` or `"float32"`; by default that of the language
             model. Q-Former and projection stay in float32, as they were trained and as the model runs them.
         trust_language_code: The language model whose repository's own code may be run, spelt as `language` is; code is

@@ -27,7 +27,9 @@ def convert(
     projection: Annotated[
         str | None, typer.Option(help="Trained projection: checkpoint.pth, projection.safetensors (default: fresh).")
     ] = None,
-    prompt_format: Annotated[str | None, typer.Option("--format", help="Prompt format (default: recognised).")] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option("--format", help="Prompt format: a name, own, or a file (default: recognised).")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="A known combination: rinna-3.6b, rinna-4b-minigpt4, minigpt4-vicuna-7b.")
     ] = None,

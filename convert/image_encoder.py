@@ -14,7 +14,7 @@ from transformers import AutoModel, Blip2VisionConfig, TimmWrapperConfig
 from ..configuration_jminigpt4 import JMiniGPT4Config, check_image_encoder
 from ..inference.stored_weights import StoredNames
 from .parts import Part, Read, attention_heads
-from .sources import BLIP2, EVA, JMINIGPT4, LAVIS, STOCK_VISION, TIMM, Source
+from .sources import BLIP2, BLIP2_VISION, EVA, JMINIGPT4, LAVIS, LEGACY_BUFFERS, STOCK_VISION, TIMM, Source
 from .stock_vision import stock_vision_config
 
 # What the originals compute with (eva_vit.py `norm_layer=partial(nn.LayerNorm, eps=1e-6)`). Early configurations of
@@ -22,6 +22,8 @@ from .stock_vision import stock_vision_config
 BLOCK_EPS = 1e-6
 # Attention heads cannot be read off the weights. Known by width: ViT-g and CLIP ViT-L.
 HEADS = {1408: 16, 1024: 16}
+# Where timm keeps classifiers, for models that do not say it.
+CLASSIFIERS = ["head", "head_dist", "fc", "classifier"]
 # ViT-g has 40 blocks; BLIP-2 takes the features before the last (eva_vit.py `create_eva_vit_g`, depth=39).
 VIT_G_WIDTH, VIT_G_DEPTH = 1408, 39
 
@@ -54,7 +56,7 @@ def vision_part(source: Source, heads: int | None = None) -> Part:
     source.parts.add("vision")
     if source.layout in (EVA, LAVIS):
         return _eva(source, heads)
-    readers = {BLIP2: _blip2, TIMM: _timm, STOCK_VISION: _stock, JMINIGPT4: _jminigpt4}
+    readers = {BLIP2: _blip2, BLIP2_VISION: _blip2, TIMM: _timm, STOCK_VISION: _stock, JMINIGPT4: _jminigpt4}
     if source.layout not in readers:
         raise ValueError(f"{source.name} ({source.layout.name}) holds no image encoder.")
     return readers[source.layout](source)
@@ -112,7 +114,8 @@ def _eva_block(source: Source, old: str, new: str) -> dict[str, Read]:
 
 
 def _blip2(source: Source) -> Part:
-    stated = dict(source.config.get("vision_config") or {})
+    alone = source.layout is BLIP2_VISION
+    stated = dict(source.config if alone else source.config.get("vision_config") or {})
     stated.pop("model_type", None)  # InstructBLIP has its own name for the same encoder
     config = Blip2VisionConfig.from_dict(stated)
     notes = []
@@ -122,10 +125,13 @@ def _blip2(source: Source) -> Part:
             f"were trained with {BLOCK_EPS}, which is written."
         )
         config.layer_norm_eps = BLOCK_EPS
-    keys = [key for key in source.weights.matching(r"vision_model\.") if ".post_layernorm." not in key]
-    tensors = {f"model.{key}": source.weights.take(key) for key in keys}
+    prefix = "" if alone else "vision_model."
+    norm = f"{prefix}post_layernorm."
+    keys = [key for key in source.weights.matching(re.escape(prefix)) if not key.startswith(norm)]
+    keys = [key for key in keys if not any(re.match(pattern, key) for pattern in LEGACY_BUFFERS)]
+    tensors = {f"model.vision_model.{key.removeprefix(prefix)}": source.weights.take(key) for key in keys}
     # The layer norm behind the encoder goes with the Q-Former.
-    source.weights.taken.update(source.weights.matching(r"vision_model\.post_layernorm\."))
+    source.weights.taken.update(source.weights.matching(re.escape(norm)))
     return Part(config, tensors, notes)
 
 
@@ -134,15 +140,17 @@ def _timm(source: Source) -> Part:
     config = TimmWrapperConfig.from_dict(source.config)
     config.do_pooling = False
     (config.model_args or {}).pop("num_classes", None)  # there is no classifier
-    classifier = (source.config.get("pretrained_cfg") or {}).get("classifier") or "head"
+    classifier = (source.config.get("pretrained_cfg") or {}).get("classifier") or CLASSIFIERS
     heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    with torch.device("meta"):
+        used = set(AutoModel.from_config(config).state_dict())
     tensors = {}
     for key in source.weights.names():
-        name = key.removeprefix("timm_model.")
-        if name.startswith(heads):
+        name = f"timm_model.{key.removeprefix('timm_model.')}"
+        if name in used:  # also a norm that timm counts among the head (ConvNeXt: `head.norm`)
+            tensors[f"model.vision_model.{name}"] = source.weights.take(key)
+        elif name.removeprefix("timm_model.").startswith(heads):
             source.weights.taken.add(key)
-        else:
-            tensors[f"model.vision_model.timm_model.{name}"] = source.weights.take(key)
     return Part(config, tensors)
 
 

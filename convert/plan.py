@@ -6,21 +6,25 @@ sources -> parts (configuration + where each tensor is) -> plan (every tensor of
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoint import DTYPES
 from ..configuration_jminigpt4 import JMiniGPT4Config
 from ..inference.stored_weights import StoredNames
 from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 from ..processing_jminigpt4 import JMiniGPT4Processor
+from .answer_end import answer_ends, ids_of, stated_ends
+from .beside_projection import check_beside_projection
 from .checks import one_of
 from .formats import PromptFormat, chat_template_for, prompt_format
 from .image_encoder import vision_part
 from .image_processor import image_processor_for, picture_notes
 from .language_model import language_config, language_part
+from .own_format import OWN, check_own_format, own_format, own_template
 from .parts import Part, Read
 from .projection import projection_note, projection_part
 from .qformer import qformer_part
@@ -75,12 +79,16 @@ def plan_conversion(
     )
     tensors = vision.tensors | qformer.tensors | language.tensors | projection
     entries = _entries(model, tensors, dtype, config, sources)
+    check_beside_projection(sources)
     _check_accounts(sources.values())
 
-    chosen = prompt_format(format_name or recognise_format(sources["language"], sources.get("projection"), tokenizer))
+    name = format_name or recognise_format(sources["language"], sources.get("projection"), tokenizer)
+    chosen = _prompt_format(name, sources["language"], tokenizer)
     notes = vision.notes + qformer.notes + language.notes
+    notes += _norm_notes(sources, qformer)
     note = projection_note(sources.get("projection"), sources["language"], language.tensors)
     processor = _processor(config, chosen, tokenizer, sources["vision"])
+    notes += check_own_format(processor, name) if own_template(chosen) else []
     if sources["vision"].layout is STOCK_VISION:
         _check_encoder(model, processor.image_processor.size)
         notes += picture_notes(sources["vision"])
@@ -88,12 +96,26 @@ def plan_conversion(
         config=config,
         processor=processor,
         prompt_format=chosen,
-        generation_config=_generation_config(config, chosen, tokenizer),
+        generation_config=_generation_config(config, chosen, tokenizer, sources["language"]),
         entries=entries,
         sources=sources,
         language_code=language_code,
         notes=notes + ([note] if note else []),
     )
+
+
+def _prompt_format(name: str, language: Source, tokenizer: Any) -> PromptFormat:
+    """A format by its name, the language model's own, or one of a file."""
+    if name == OWN:
+        return own_format(language.need_folder(), tokenizer)
+    if name.endswith((".jinja", ".yaml")):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no file {name} with a prompt format.")
+        is_template = name.endswith(".jinja")
+        return (
+            own_format(language.need_folder(), tokenizer, Path(name)) if is_template else PromptFormat.read(Path(name))
+        )
+    return prompt_format(name)
 
 
 def _open_all(names: dict[str, str | os.PathLike | None]) -> dict[str, Source]:
@@ -180,13 +202,36 @@ def _entries(
         what += "; " if missing and surplus else ""
         what += f"{len(surplus)} have no place in the model, {surplus[0]} first" if surplus else ""
         raise ValueError(f"The sources do not make a model ({given}): {what}. Is one of them incomplete?")
-    kept_wide = set(model._keep_in_fp32_modules or ())
+    kept_wide = kept_in_float32(model, dtype)
     entries = []
     for name, target in targets.items():
         wide = not kept_wide.isdisjoint(name.split("."))
         form = target.dtype if not target.is_floating_point() else torch.float32 if wide else dtype
         entries.append(Entry(names[name], tensors[names[name]], tuple(target.shape), form))
     return entries
+
+
+def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Modules that transformers loads in float32 where a folder is of `dtype`, by their own names."""
+    narrow = dtype in (torch.float16, torch.bfloat16)
+    kept = set(model._keep_in_fp32_modules_strict or ()) if narrow else set()
+    return kept | set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else kept
+
+
+def _norm_notes(sources: dict[str, Source], qformer: Part) -> list[str]:
+    """A sentence where another layer norm lies behind the image encoder than the Q-Former was trained with."""
+    vision, used = sources["vision"], qformer.tensors.get("model.vision_model.post_layernorm.weight")
+    names = ("post_layernorm.weight", "vision_model.post_layernorm.weight")
+    name = next((name for name in names if name in vision.weights), None)
+    if vision is sources["qformer"] or used is None or name is None:
+        return []
+    own, other = vision.weights.read(name).float(), used().float()
+    if own.shape == other.shape and torch.allclose(own, other, rtol=1e-2, atol=1e-2):  # one may be in half precision
+        return []
+    return [
+        f"{vision.public_name} has another layer norm behind its image encoder than {sources['qformer'].public_name}: "
+        "the one is written that the Q-Former was trained with."
+    ]
 
 
 def _check_accounts(sources: Iterable[Source]):
@@ -211,16 +256,17 @@ def _processor(config: JMiniGPT4Config, chosen: PromptFormat, tokenizer: Any, vi
     )
 
 
-def _generation_config(config: JMiniGPT4Config, chosen: PromptFormat, tokenizer: Any) -> GenerationConfig:
+def _generation_config(
+    config: JMiniGPT4Config, chosen: PromptFormat, tokenizer: Any, language: Source
+) -> GenerationConfig:
     text_config = config.text_config
-    eos = text_config.eos_token_id if text_config.eos_token_id is not None else tokenizer.eos_token_id
+    stated = ids_of(text_config.eos_token_id) + stated_ends(language.need_folder())
+    eos = answer_ends(stated, tokenizer, chosen.stop_strings, text_config.vocab_size)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else text_config.pad_token_id
-    if pad is None:
-        pad = eos[0] if isinstance(eos, list) else eos
     return GenerationConfig(
         bos_token_id=text_config.bos_token_id if text_config.bos_token_id is not None else tokenizer.bos_token_id,
-        eos_token_id=eos,
-        pad_token_id=pad,
+        eos_token_id=eos[0] if len(eos) == 1 else eos or None,
+        pad_token_id=eos[0] if pad is None and eos else pad,
         suppress_tokens=[config.image_token_id],
         **chosen.generation,
     )

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..checkpoint import read_projection
 from .parts import Read
-from .sources import JMINIGPT4, LAVIS, PROJECTION, Source
+from .sources import BLIP2, JMINIGPT4, LAVIS, PROJECTION, Source
 
 # Sizes of a projection that tell what it was trained for: (input, output) -> whose it is. Vision-CAIR/MiniGPT-4.
 KNOWN_PROJECTIONS = {
@@ -19,13 +19,21 @@ KNOWN_PROJECTIONS = {
     (1408, 4096): "an image encoder without a Q-Former",
 }
 
+# How the names of weight and bias begin, as a pattern.
+PROJECTION_NAMES = {
+    LAVIS: r".*llama_proj\.",
+    BLIP2: r"language_projection\.",
+    JMINIGPT4: r"model\.language_projection\.",
+    PROJECTION: r"",
+}
+
 
 def projection_part(source: Source | None, qformer_size: int, hidden_size: int, language: str) -> dict[str, Read]:
     """The Linear layer between Q-Former and language model.
 
     Args:
-        source: A checkpoint of rinna's, MiniGPT-4's or this package, or a projection file; `None` for a fresh layer,
-            initialised as `nn.Linear` is and as MiniGPT-4 trained it (seed 0).
+        source: A checkpoint of rinna's, MiniGPT-4's or this package, a BLIP-2 folder, or a projection file; `None`
+            for a fresh layer, initialised as `nn.Linear` is and as MiniGPT-4 trained it (seed 0).
         language: Name of the language model, for messages.
 
     Raises:
@@ -35,10 +43,9 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
     if source is None:
         return _fresh_projection(qformer_size, hidden_size)
     source.parts.add("projection")
-    prefixes = {LAVIS: r".*llama_proj\.", JMINIGPT4: r"model\.language_projection\.", PROJECTION: r""}
-    if source.layout not in prefixes:
+    if source.layout not in PROJECTION_NAMES:
         raise ValueError(f"{source.name} ({source.layout.name}) holds no projection.")
-    pattern = prefixes[source.layout]
+    pattern = PROJECTION_NAMES[source.layout]
     keys = {kind: source.weights.matching(rf"{pattern}{kind}$") for kind in ("weight", "bias")}
     if any(len(found) != 1 for found in keys.values()):
         raise ValueError(
@@ -84,6 +91,11 @@ def projection_note(source: Source | None, language: Source, tensors: dict[str, 
         return None
     if source.layout is JMINIGPT4 and _same_language_model(source, tensors):
         return None
+    if source.layout is BLIP2:
+        return (
+            f"The projection of {source.public_name} was trained for the language model of that folder, "
+            f"{trained_for}: if {language.public_name} is another, its answers will make no sense."
+        )
     return (
         f"{source.public_name} says it was trained for {trained_for}, not for {language.public_name}: of the same "
         "size, but its answers will make no sense there."
@@ -109,6 +121,10 @@ def _same_language_model(source: Source, tensors: dict[str, Read]) -> bool:
 
 
 def _trained_for(source: Source) -> str | None:
+    if source.layout is BLIP2:
+        text: Any = source.config.get("text_config") or {}
+        width = text.get("hidden_size") or text.get("d_model")
+        return text.get("_name_or_path") or f"{text.get('model_type', 'one')} of width {width}"
     if source.layout is JMINIGPT4:
         stated: Any = source.config.get("text_config") or {}
         return stated.get("_name_or_path") or None

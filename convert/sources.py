@@ -89,6 +89,7 @@ BLIP2 = Layout(
     {"vision": r"vision_model\.", "qformer": r"(qformer\.|query_tokens$)"},
     {**LEGACY_BUFFERS, **BLIP2_IGNORABLE},
 )
+BLIP2_VISION = Layout("image encoder of BLIP-2", {"vision": ""}, LEGACY_BUFFERS)
 QFORMER = Layout("Q-Former", {"qformer": ""}, {})
 TIMM = Layout("timm", {"vision": ""}, {})
 STOCK_VISION = Layout("vision model of transformers", {"vision": ""}, {**LEGACY_BUFFERS, **STOCK_VISION_IGNORABLE})
@@ -284,6 +285,8 @@ def _recognise(weights: Weights, name: str, config: dict[str, Any]) -> Layout:
         return JMINIGPT4
     if model_type in ("blip-2", "blip_2", "instructblip", "instructblipvideo"):
         return BLIP2
+    if model_type == "blip_2_vision_model":
+        return BLIP2_VISION
     if model_type == "blip_2_qformer":
         return QFORMER
     if model_type == "timm_wrapper" or "architecture" in config:

@@ -25,6 +25,7 @@ from ..processing_jminigpt4 import GUARD, IMAGE_TOKEN
 TILDE = "\ufdd1"
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+CORPUS_SIZE = 5_000
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -38,7 +39,7 @@ def convert_sentencepiece(
 
     Other ids are possible for the noncharacters U+FDD0 and U+FDD1, for U+0344, for several combining marks in a row
     that Unicode's canonical order rearranges and SentencePiece leaves (none of them in ordinary Japanese), and for
-    runs of more spaces than the longest symbol for them (see [`compare_with_sentencepiece`]).
+    runs of more spaces than the longest symbol for them (see [`corpus_with_sentencepiece`]).
 
     Args:
         model_file: A `spiece.model` of type unigram with byte fallback.
@@ -56,7 +57,10 @@ def convert_sentencepiece(
     tokenizer.normalizer = _normalizer(proto, model_file)
     controls = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
     tokenizer.pre_tokenizer = _split_in_controls(controls)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
     symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     # Runs of ▁ are spaces, seen only after normalisation: they stay with the model, which matches them by score.
     tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in symbols if set(s) != {"▁"}])
@@ -81,14 +85,17 @@ def _read_proto(model_file: str | os.PathLike) -> Any:
 def _refuse_unsupported(proto: Any, model_file: str | os.PathLike):
     spec, trainer = proto.normalizer_spec, proto.trainer_spec
     short = [piece.piece for piece in proto.pieces if piece.type == CONTROL and len(piece.piece) == 1]
+    # Each would part a text in two, and the dummy space of `add_dummy_prefix` would stand before both.
+    parting = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED and set(piece.piece) != {"▁"}]
+    parting = parting if spec.add_dummy_prefix else []
     settings = {
         "model_type": (trainer.model_type, (UNIGRAM,), "unigram"),
         "byte_fallback": (trainer.byte_fallback, (True,), "on"),
-        "add_dummy_prefix": (spec.add_dummy_prefix, (False,), "off"),
         "remove_extra_whitespaces": (spec.remove_extra_whitespaces, (False,), "off"),
         "escape_whitespaces": (spec.escape_whitespaces, (True,), "on"),
         "treat_whitespace_as_suffix": (trainer.treat_whitespace_as_suffix, (False,), "off"),
         "normalization_rule_name": (spec.name, ("nmt_nfkc", "nfkc", "identity"), "nmt_nfkc, nfkc or identity"),
+        "user_defined_symbols": (parting, ([],), "none beside add_dummy_prefix"),
         "control_symbols": (short, ([],), "of two characters or more"),
     }
     _refuse_others(settings, model_file, "rinna's")
@@ -117,13 +124,15 @@ def _normalizer(proto: Any, model_file: str | os.PathLike) -> normalizers.Normal
         # `Precompiled` looks at each grapheme cluster as a whole and passes over longer ones: ｶﾞ, か with a combining
         # dakuten and Hangul jamo would stay as they are. After NFKC they are single characters.
         normalize = SentencePieceProcessor(model_file=str(model_file)).normalize
-        if normalize("あ\rい") == "あ▁い":
+        if normalize("あ\rい").endswith("あ▁い"):
             steps.append(normalizers.Replace("\r", " "))  # \r\n is one cluster
         nfkc = [normalizers.NFKC()]
-        if normalize("～") == "～":
+        if normalize("～").endswith("～"):
             nfkc = [normalizers.Replace("～", TILDE), *nfkc, normalizers.Replace(TILDE, "～")]
         steps += [*nfkc, normalizers.Precompiled(charsmap)]
     steps.append(normalizers.Replace(" ", "▁"))
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
     return normalizers.Sequence(steps)
 
 
@@ -198,13 +207,32 @@ def prepare_tokenizer(
 def sentencepiece_file(folder: Path) -> Path | None:
     """The SentencePiece model that is the tokenizer of a folder; `None` where another file is.
 
-    A tokenizer.json beside spiece.model is what transformers made of it, and wrong; beside LLaMA's tokenizer.model it
-    is the publisher's own.
+    A tokenizer.json beside spiece.model is what transformers made of it, and wrong; beside a tokenizer.model of
+    LLaMA's settings it is what one of its versions made of it, and they differ in where the dummy space goes. Beside
+    any other model it is the publisher's own.
     """
     if (folder / "spiece.model").is_file():
         return folder / "spiece.model"
-    models = [] if (folder / "tokenizer.json").is_file() else sorted(folder.glob("*.model"))
-    return models[0] if models else None
+    model_file = next(iter(sorted(folder.glob("*.model"))), None)
+    if model_file is None or not (folder / "tokenizer.json").is_file():
+        return model_file
+    return model_file if _is_llamas(model_file) else None
+
+
+def _is_llamas(model_file: Path) -> bool:
+    try:
+        proto = _read_proto(model_file)
+    except Exception:  # no SentencePiece model at all (Llama 3 and Mistral call other files so); protobuf's own error
+        return False
+    stated = _llamas_settings(proto)
+    return proto.trainer_spec.model_type == BPE and all(found in exact for found, exact, _ in stated.values())
+
+
+def dummy_space_everywhere(folder: Path) -> bool:
+    """Whether LLaMA's dummy space stands before every segment of a prompt, as the originals' slow tokenizer has it,
+    and not, as `legacy: false` says of later models, before the first alone."""
+    path = folder / "tokenizer_config.json"
+    return not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get("legacy") is not False
 
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:
@@ -231,19 +259,23 @@ def _convert_llamas(folder: Path, model_file: Path, proto: Any) -> PreTrainedTok
     """LLaMA's tokenizer with a dummy space before every segment of text, also behind BOS and behind a picture, where
     the originals' slow tokenizer puts one: MiniGPT-4 tokenizes each segment by itself (mini_gpt4.py, `prompt_wrap`).
     """
+    _refuse_others(_llamas_settings(proto), model_file, "LLaMA's")
+    tokenizer = _load_fast(folder)
+    backend = tokenizer.backend_tokenizer
+    if dummy_space_everywhere(folder):
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([])
+    return tokenizer
+
+
+def _llamas_settings(proto: Any) -> dict[str, tuple[Any, tuple, str]]:
     spec, trainer = proto.normalizer_spec, proto.trainer_spec
-    settings = {
+    return {
         "byte_fallback": (trainer.byte_fallback, (True,), "on"),
         "add_dummy_prefix": (spec.add_dummy_prefix, (True,), "on"),
         "remove_extra_whitespaces": (spec.remove_extra_whitespaces, (False,), "off"),
         "normalization_rule_name": (spec.name, ("identity",), "identity"),
     }
-    _refuse_others(settings, model_file, "LLaMA's")
-    tokenizer = _load_fast(folder)
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.pre_tokenizer = pre_tokenizers.Sequence([])
-    return tokenizer
 
 
 def _read_through_the_guard(backend: Tokenizer) -> Tokenizer:
@@ -272,30 +304,34 @@ def _can_spell(model: dict[str, Any], spellings: list[str]) -> bool:
     return not merged.isdisjoint(spellings)
 
 
-def compare_with_sentencepiece(tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike) -> tuple[int, int]:
-    """How many strings of a built-in corpus get other ids than SentencePiece gives them, and how many there are.
+def corpus_with_sentencepiece(
+    tokenizer: PreTrainedTokenizerFast, model_file: str | os.PathLike
+) -> list[tuple[str, list[int], list[int]]]:
+    """Strings of a built-in corpus, each with the tokenizer's ids and with SentencePiece's.
 
     Left out are runs of more spaces than the longest symbol for them, where there is one (rinna's 4b): they can be cut
-    in several equally good ways, among which SentencePiece's choice hangs on the rounding of its sums.
+    in several equally good ways, among which SentencePiece's choice hangs on the rounding of its sums. So are texts of
+    which nothing is left (a zero-width space alone): SentencePiece gives them its dummy space.
     """
     reference = SentencePieceProcessor(model_file=str(model_file))
     pieces = map(reference.id_to_piece, range(reference.get_piece_size()))
     longest = max((len(piece) for piece in pieces if set(piece) == {"▁"}), default=1)
     long_run = re.compile(f"▁{{{longest + 1}}}" if longest > 1 else "(?!)")
-    corpus = [text for text in generated_text(5_000) if not long_run.search(reference.normalize(text))]
+    dummy_space = _read_proto(model_file).normalizer_spec.add_dummy_prefix
+    normalized = ((text, reference.normalize(text)) for text in generated_text(CORPUS_SIZE))
+    corpus = [text for text, normal in normalized if not (dummy_space and normal == "▁" or long_run.search(normal))]
     ids = tokenizer(corpus, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return sum(a != b for a, b in zip(ids, reference.encode(corpus), strict=True)), len(corpus)
+    return list(zip(corpus, ids, reference.encode(corpus), strict=True))
 
 
-def compare_with_source(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[int, int]:
-    """How many strings of the built-in corpus get other ids than the folder's own tokenizer gives them, and how many
-    there are; without those that spell a special token, which users of this package cannot type."""
+def corpus_with_source(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[tuple[str, list[int], list[int]]]:
+    """Strings of the built-in corpus, each with the tokenizer's ids and with those of the folder's own tokenizer;
+    without strings that spell a special token, which users of this package cannot type."""
     theirs = _load_fast(folder)
     starts = re.compile("|".join(re.escape(token[0]) for token in (*theirs.all_special_tokens, IMAGE_TOKEN)))
-    corpus = [text for text in generated_text(5_000) if not starts.search(unicodedata.normalize("NFKC", text))]
+    corpus = [text for text in generated_text(CORPUS_SIZE) if not starts.search(unicodedata.normalize("NFKC", text))]
     ids = tokenizer(corpus, add_special_tokens=False)["input_ids"]
-    expected = theirs(corpus, add_special_tokens=False)["input_ids"]
-    return sum(a != b for a, b in zip(ids, expected, strict=True)), len(corpus)
+    return list(zip(corpus, ids, theirs(corpus, add_special_tokens=False)["input_ids"], strict=True))
 
 
 ALPHABETS = (

@@ -22,6 +22,7 @@ from ..inference.stored_weights import (
     stored_tensors,
     weight_problems,
 )
+from .answer_end import end_problem, stated_ends
 
 UNLISTED = f"is not listed in {MANIFEST}."
 # What a person writes or edits; nothing that a loader reads.
@@ -89,4 +90,7 @@ def _part_problems(folder: Path) -> list[str]:
     problems = weight_problems(model, tensors) + finite_problems(read_stored(tensors))
     processor = read_processor(folder)
     problems += processor_problems(processor, config)
-    return problems if processor.chat_template else [*problems, "chat_template.jinja is missing or empty."]
+    if not processor.chat_template:
+        return [*problems, "chat_template.jinja is missing or empty."]
+    problem = end_problem(processor, stated_ends(folder))
+    return [*problems, problem] if problem else problems

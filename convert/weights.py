@@ -16,6 +16,14 @@ from ..checkpoint import check_not_pointer, open_weights, read_weight_map
 
 # Pages of a mapped file count as memory of the process until the file is mapped anew.
 MAPPED_BYTES = 256 * 2**20
+# Files of transformers in the order in which they are taken, each with its index of shards. The last two are all there
+# is where only `save_pretrained(variant="fp16")` was published.
+WEIGHT_NAMES = {
+    "model.safetensors": "model.safetensors.index.json",
+    "pytorch_model.bin": "pytorch_model.bin.index.json",
+    "model.fp16.safetensors": "model.safetensors.index.fp16.json",
+    "pytorch_model.fp16.bin": "pytorch_model.bin.index.fp16.json",
+}
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -139,8 +147,8 @@ class Weights:
                 raise ValueError(f"{name} lacks {file_name}, which its index names: download it completely.")
             return path
 
-        for single in ("model.safetensors", "pytorch_model.bin"):
-            index = fetch(f"{single}.index.json")
+        for single in WEIGHT_NAMES:
+            index = fetch(WEIGHT_NAMES[single])
             if index is not None:
                 return cls(read_weight_map(index), need)
             path = fetch(single)
@@ -156,6 +164,11 @@ class Weights:
             self._file = None  # the mapping of the shard before is given back first
             self._name, self._file = name, _open_file(self.fetch(name))
         return self._file
+
+    @property
+    def variant(self) -> str | None:
+        """What transformers calls these files: `fp16`, or nothing."""
+        return "fp16" if any(".fp16" in name for name in self.files.values()) else None
 
     def names(self) -> list[str]:
         return list(self.files)

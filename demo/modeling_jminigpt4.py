@@ -94,7 +94,7 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = [CACHE_NAME]
     # The originals ran these in float32 beside a half-precision language model; float16 would overflow in them.
-    _keep_in_fp32_modules = ["query_tokens", "qformer", "language_projection"]
+    _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "language_projection"]
     _modules_never_quantised = (r"(model\.)?(vision_model|vision_layernorm|qformer|language_projection)", "lm_head")
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -146,7 +146,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         else:
             self.vision_model = AutoModel.from_config(config.vision_config)
             self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps)
-            self._keep_in_fp32_modules = [*(self._keep_in_fp32_modules or ()), "vision_layernorm"]
+            self._keep_in_fp32_modules_strict = [*(self._keep_in_fp32_modules_strict or ()), "vision_layernorm"]
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
         self.language_model = AutoModel.from_config(config.text_config)

@@ -486,8 +486,11 @@ class JMiniGPT4Processor(ProcessorMixin):
 
     def _guard(self, prompt: str) -> str:
         """Makes control tokens that no prompt of this format contains plain text: of what stands spelt in a prompt,
-        only a BOS at its very start, the image token, and what the chat template itself writes are tokens."""
+        only a BOS at its very start, the end of a finished answer at its very end, the image token, and what the chat
+        template itself writes are tokens."""
         template = self.chat_template or ""
+        eos = self.tokenizer.eos_token
+        stop = len(prompt) - (len(eos) if eos and prompt.endswith(eos) and "open_end" in template else 0)
         bos = self.tokenizer.bos_token
         start = len(bos) if bos and prompt.startswith(bos) and ("bos_token" in template or bos in template) else 0
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
@@ -495,8 +498,8 @@ class JMiniGPT4Processor(ProcessorMixin):
         if not spelt:
             return prompt
         pattern = "|".join(re.escape(token) for token in sorted(spelt, key=len, reverse=True))
-        guarded = re.sub(pattern, lambda match: match[0][0] + GUARD + match[0][1:], prompt[start:])
-        return prompt[:start] + guarded
+        guarded = re.sub(pattern, lambda match: match[0][0] + GUARD + match[0][1:], prompt[start:stop])
+        return prompt[:start] + guarded + prompt[stop:]
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs: Any):
         """Raises `ValueError` when the pictures of a prompt are not as many as its placeholders, prompt by prompt
@@ -573,7 +576,7 @@ class JMiniGPT4Processor(ProcessorMixin):
         Raises:
             ValueError: The template does not render the conversation as a continuation of `before`.
         """
-        text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+        text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, open_end=True)
         if not text.startswith(before):
             raise ValueError(
                 "The chat template rewrites earlier turns when a conversation goes on; segments need it not to."

@@ -46,19 +46,22 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
     Raises:
         FileNotFoundError: There are no such files, or one that the index names is missing.
-        ValueError: A file is damaged, two hold the same tensor, or there are whole weights beside shards.
+        ValueError: A file is damaged, two hold the same tensor without the index naming the one that loaders read
+            last, or there are whole weights beside shards.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if index.exists() and single.exists():
         raise ValueError(f"{folder} holds {single.name} and {index.name}: which of them counts? Remove the other.")
     if not index.exists() and not single.exists():
         raise FileNotFoundError(f"{folder} has neither {single.name} nor {index.name}: download it completely.")
-    names = sorted(set(read_weight_map(index).values())) if index.exists() else [single.name]
+    weight_map = read_weight_map(index) if index.exists() else {}
+    names = sorted(set(weight_map.values())) or [single.name]
     tensors: dict[str, StoredTensor] = {}
     for file in (folder / name for name in names):
         with open_weights(file) as opened:
             for name in opened.keys():  # noqa: SIM118
-                if name in tensors:
+                # An exported projection replaces one that lies among other weights.
+                if name in tensors and weight_map[name] != file.name:
                     raise ValueError(f"{name} lies in {tensors[name].file.name} and in {file.name}.")
                 entry = opened.get_slice(name)
                 tensors[name] = StoredTensor(file, tuple(entry.get_shape()), entry.get_dtype() in FLOATING)

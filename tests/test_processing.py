@@ -157,7 +157,7 @@ def test_assistant_mask_marks_the_answers(processor):
     messages = [user(RED, "何色?"), assistant("赤"), user("本当?"), assistant("はい")]
     out = encode(processor, messages, add_generation_prompt=False, return_assistant_tokens_mask=True)
     answers = out["input_ids"][0][out["assistant_masks"][0].bool()]
-    assert processor.tokenizer.decode(answers).replace(" ", "") == "赤はい"
+    assert processor.tokenizer.decode(answers).replace(" ", "") == "赤はい</s>"
 
 
 def test_segments_are_what_generation_sees(processor):

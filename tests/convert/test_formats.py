@@ -59,11 +59,32 @@ def test_minigpt4_as_recorded(make_processor, expected):
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatml"])
 def test_a_conversation_continues_its_beginning(make_processor, name):
     messages = [{"role": "system", "content": "短く"}, *DIALOGUE, {"role": "assistant", "content": "柴犬"}]
-    whole = render(make_processor, name, messages)
+    whole = render(make_processor, name, messages, open_end=True)
     for turn in (2, 4):
         prompt = render(make_processor, name, messages[:turn], add_generation_prompt=True)
         assert whole.startswith(prompt)
-        assert whole.startswith(render(make_processor, name, messages[: turn + 1]))
+        assert whole.startswith(render(make_processor, name, messages[: turn + 1], open_end=True))
+
+
+@pytest.mark.parametrize("name", ["article-3.6b", "rinna-4b", "plain"])
+def test_what_others_train_on_ends_as_an_answer_ends(make_processor, name):
+    """Trainers that read the template alone learn the end; what generation reads has no token more."""
+    processor, answer = make_processor(name), {"role": "assistant", "content": "柴犬"}
+    finished = processor.apply_chat_template([*DIALOGUE, answer])
+    assert finished == processor.apply_chat_template([*DIALOGUE, answer], open_end=True) + "</s>"
+    assert "</s>" not in processor.apply_chat_template([*DIALOGUE], add_generation_prompt=True)
+    assert "</s>" not in processor.apply_chat_template([*DIALOGUE, answer], add_generation_prompt=True)
+    assert processor.apply_chat_template([*DIALOGUE, answer], continue_final_message=True) == finished[: -len("</s>")]
+    messages = [{"role": "user", "content": "何?"}, answer]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    encoded = processor.apply_chat_template(messages, **options)
+    learnt = [
+        token for token, mask in zip(encoded["input_ids"][0], encoded["assistant_masks"][0], strict=True) if mask
+    ]
+    eos = processor.tokenizer.eos_token_id
+    assert learnt[-1] == eos and learnt == [
+        label for label in processor.encode_segments(messages)["labels"] if label > 0
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatml"])

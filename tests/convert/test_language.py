@@ -17,10 +17,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto import CONFIG_MAPPING
 
+from jminigpt4.checkpoint import write_manifest
 from jminigpt4.convert import assemble, swap, trust_language_code, verify_folder
 from jminigpt4.convert.account import Account
 
@@ -103,6 +105,92 @@ def test_every_family(originals, family, tied, tmp_path):
     assert WORDS not in ours.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5)[0]
 
 
+@pytest.mark.parametrize("folder_states", [[2, 5], 5, None], ids=["several", "another", "nothing"])
+def test_generation_stops_where_training_ends_answers(originals, folder_states, tmp_path):
+    """As Llama 3 is published: config.json names one end, generation_config.json others, the tokenizer a third."""
+    language_model(tmp_path / "llm", eos_token_id=7)
+    stated = {} if folder_states is None else {"eos_token_id": folder_states}
+    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps(stated))
+    assert convert(originals, tmp_path / "llm", tmp_path / "out").passed
+    ours, processor = load(tmp_path / "out")
+    expected = {7, 2} | ({5} if folder_states else set())
+    assert set(ours.generation_config.eos_token_id) == expected
+    messages = [{"role": "user", "content": "あ"}, {"role": "assistant", "content": "い"}]
+    assert processor.encode_segments(messages)["labels"][-1] in expected
+    assert verify_folder(tmp_path / "out") == []
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    generation["eos_token_id"] = 7
+    (tmp_path / "out" / "generation_config.json").write_text(json.dumps(generation))
+    write_manifest(tmp_path / "out")
+    (problem,) = verify_folder(tmp_path / "out")
+    assert problem.startswith("Training ends an answer with </s> (2), at which generation does not stop")
+
+
+def test_a_mark_of_the_format_that_is_one_token_ends_generation(originals, tmp_path):
+    language_model(tmp_path / "llm", vocab_size=WORDS + 4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llm")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(tmp_path / "llm")
+    assert convert(originals, tmp_path / "llm", tmp_path / "out", prompt_format="chatml").passed
+    assert load(tmp_path / "out")[0].generation_config.eos_token_id == [2, WORDS + 1]
+    assert verify_folder(tmp_path / "out") == []
+
+
+CHAT = """{{- bos_token -}}
+{%- for message in messages -%}
+  {{- "<|im_start|>" + message["role"] + "\n" + message["content"] | trim + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}"""
+
+
+@pytest.fixture
+def chat_folder(tmp_path):
+    """A language model with a chat template of its own."""
+    language_model(tmp_path / "llm", vocab_size=WORDS + 4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llm")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path / "llm")
+    return tmp_path / "llm"
+
+
+@pytest.mark.parametrize("given", ["own", "FILE.jinja"])
+def test_the_language_models_own_chat_template(originals, chat_folder, given, tmp_path):
+    if given != "own":
+        given = str(tmp_path / "mine.jinja")
+        (tmp_path / "mine.jinja").write_text(CHAT, encoding="utf-8")
+    assert convert(originals, chat_folder, tmp_path / "out", prompt_format=given).passed
+    assert verify_folder(tmp_path / "out") == []
+    model, processor = load(tmp_path / "out")
+    question = [{"type": "image"}, {"type": "text", "text": "あ<|im_end|>"}]
+    text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    before, behind = "<s><|im_start|>user\n<Img><ImageHere></Img> あ", "<|im_end|>\n<|im_start|>assistant\n"
+    assert text == f"{before}<\ufdd0|im_end|>{behind}"  # what the user typed is no token
+    messages = [{"role": "user", "content": "あ"}, {"role": "assistant", "content": "い"}]
+    segments = processor.encode_segments(messages)
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in segments["labels"] and end in model.generation_config.eos_token_id
+    again = {"vision": tmp_path / "out", "language": tmp_path / "out", "projection": tmp_path / "out"}
+    assemble(**again, out=tmp_path / "again", progress=False)
+    texts = [(tmp_path / name / "chat_template.jinja").read_text(encoding="utf-8") for name in ("out", "again")]
+    assert texts[0] == texts[1]
+
+
+def test_a_chat_template_that_cannot_be_a_format_is_refused(originals, chat_folder, tmp_path):
+    options = {"prove_equal": False, "prompt_format": str(tmp_path / "mine.jinja")}
+    (tmp_path / "mine.jinja").write_text(CHAT.replace("in messages", "in messages[-2:]"), encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be a prompt format: The chat template rewrites earlier turns"):
+        convert(originals, chat_folder, tmp_path / "out", **options)
+    (tmp_path / "mine.jinja").write_text(CHAT.replace('message["content"] | trim', '"x"'), encoding="utf-8")
+    with pytest.raises(ValueError, match="leaves out the user's words"):
+        convert(originals, chat_folder, tmp_path / "out", **options)
+    language_model(tmp_path / "silent")
+    with pytest.raises(ValueError, match="has no chat template of its own"):
+        convert(originals, tmp_path / "silent", tmp_path / "out", prompt_format="own")
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jinja"):
+        convert(originals, chat_folder, tmp_path / "out", prompt_format="nowhere.jinja")
+
+
 def test_a_padded_table_has_room_for_the_image_token(originals, tmp_path):
     theirs = language_model(tmp_path / "llm", vocab_size=48)
     convert(originals, tmp_path / "llm", tmp_path / "out")
@@ -124,6 +212,25 @@ def test_dtype(originals, dtype, tmp_path):
         assert tensor.dtype == expected, name
     ours, _ = load(tmp_path / "out")
     assert ours.dtype == getattr(torch, dtype)
+    loaded = {name: tensor for name, tensor in ours.state_dict().items() if name in saved}
+    assert len(loaded) == len(saved) and all(torch.equal(loaded[name], saved[name]) for name in saved)
+    assert all(loaded[name].dtype == saved[name].dtype for name in saved)
+    ours.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(again[name].dtype == saved[name].dtype and torch.equal(again[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_another_language_model_behind_a_folder_of_half_precision(originals, dtype, tmp_path):
+    for seed, name in enumerate(("a", "b")):
+        language_model(tmp_path / name, seed=seed).to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
+    convert(originals, tmp_path / "a", tmp_path / "out", prove_equal=False)
+    swapped = {"language": tmp_path / "b", "prompt_format": "article-3.6b", "progress": False}
+    proof = swap(tmp_path / "out", out=tmp_path / "out2", **swapped)
+    assert proof.passed and {"language model", "Q-Former"} <= {row["stage"] for row in proof.rows()}
+    old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "out2"))
+    kept = [name for name in old if "qformer" in name or "query_tokens" in name]
+    assert kept and all(old[name].dtype == torch.float32 and torch.equal(old[name], new[name]) for name in kept)
 
 
 def test_dtype_of_the_language_model_is_kept(originals, tmp_path):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration
 
 from jminigpt4.checkpoint import save_projection
 from jminigpt4.convert import assemble, verify_folder, write_minigpt4_checkpoint
@@ -91,6 +91,86 @@ def test_the_way_back_from_a_training_checkpoint(tmp_path):
     save_file({"weight": weight, "bias": bias}, tmp_path / "projection.safetensors")
     back = torch.load(write_minigpt4_checkpoint(tmp_path, tmp_path / "c.pth"), weights_only=True)["model"]
     assert torch.equal(back["llama_proj.weight"], weight) and torch.equal(back["llama_proj.bias"], bias)
+
+
+def test_the_projection_of_a_blip2_folder(reference, tmp_path):
+    """With its own OPT the whole folder computes what BLIP-2 computes."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    qformer = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    text = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 513}
+    config = Blip2Config(
+        vision_config={**vision, "image_size": 28, "patch_size": 14, "layer_norm_eps": 1e-6},
+        qformer_config={**qformer, "encoder_hidden_size": 32, "vocab_size": 8, "max_position_embeddings": 16},
+        text_config={**text, "model_type": "opt", "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+        num_query_tokens=4,
+    )
+    torch.manual_seed(0)
+    whole = Blip2ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(0, 0.3)
+    whole.save_pretrained(tmp_path / "blip2")
+    whole.language_model.save_pretrained(tmp_path / "opt")
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copyfile(reference / "llm" / name, tmp_path / "opt" / name)
+    parts = {"vision": tmp_path / "blip2", "projection": tmp_path / "blip2", "language": tmp_path / "opt"}
+    assert assemble(**parts, prompt_format="plain", out=tmp_path / "out", progress=False).passed
+    assert "was trained for the language model of that folder, opt of width 32" in " ".join(
+        Account.read(tmp_path / "out").notes
+    )
+    ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    pictures = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        features = ours.get_image_features(pictures).pooler_output
+        expected = whole.get_image_features(pictures).pooler_output
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def trained_file(originals, path, **tensors):
+    """`checkpoint.pth` with more in it than a projection."""
+    loaded = torch.load(originals["projection"], weights_only=True)
+    loaded["model"] |= tensors
+    torch.save(loaded, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("query_tokens", "qformer"), ("ln_vision.weight", "qformer"), ("visual_encoder.blocks.0.attn.q_bias", "vision")],
+)
+def test_parts_trained_with_a_projection_are_used_or_stop_the_conversion(originals, name, part, tmp_path):
+    given = torch.load(originals[part], weights_only=True)
+    frozen = given.get("model", given)[name.removeprefix("visual_encoder.")]
+    copy = trained_file(originals, tmp_path / "copy.pth", **{name: frozen})
+    assemble(**originals | {"projection": copy}, out=tmp_path / "same", prove_equal=False)
+    trained = trained_file(originals, tmp_path / "trained.pth", **{name: frozen + 0.5})
+    with pytest.raises(ValueError, match=f"1 tensors of the {part} beside its projection, {name} first"):
+        assemble(**originals | {"projection": trained}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_qformer_trained_with_its_projection_is_used(originals, tmp_path):
+    whole = torch.load(originals["qformer"], weights_only=True)
+    whole = whole.get("model", whole)
+    whole["query_tokens"] = whole["query_tokens"] + 0.5
+    trained = trained_file(originals, tmp_path / "trained.pth", **whole)
+    proof = assemble(**originals | {"projection": trained, "qformer": trained}, out=tmp_path / "out")
+    assert proof.passed
+    written = load_file(tmp_path / "out" / "model.safetensors")["model.query_tokens"]
+    assert torch.equal(written, whole["query_tokens"])
+
+
+def test_adapters_and_a_language_model_beside_a_projection(originals, reference, tmp_path):
+    layer = "gpt_neox.layers.0.attention.dense.weight"
+    lora = {f"gpt_neox_model.base_model.model.{layer}.lora_{kind}.default.weight": torch.ones(2, 2) for kind in "AB"}
+    with pytest.raises(ValueError, match="holds 2 tensors of an adapter beside its projection"):
+        assemble(**originals | {"projection": trained_file(originals, tmp_path / "a.pth", **lora)}, out=tmp_path / "a")
+    frozen = load_file(reference / "llm" / "model.safetensors")[layer]
+    copy = trained_file(originals, tmp_path / "b.pth", **{f"gpt_neox_model.{layer}": frozen.half()})
+    assemble(**originals | {"projection": copy}, out=tmp_path / "b", prove_equal=False)
+    other = trained_file(originals, tmp_path / "c.pth", **{f"gpt_neox_model.{layer}": frozen + 1})
+    with pytest.raises(ValueError, match="1 weights of a language model beside its projection"):
+        assemble(**originals | {"projection": other}, out=tmp_path / "c")
 
 
 def test_a_file_with_two_projections_is_refused(originals, tmp_path):

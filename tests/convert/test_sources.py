@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -286,6 +287,48 @@ def test_a_timm_model_as_timm_publishes_it(architecture, reference, tmp_path):
     saved = load_file(tmp_path / "out" / "model.safetensors")
     names = {name.split("timm_model.")[1] for name in saved if "timm_model." in name}
     assert names == {name for name in theirs.state_dict() if not name.startswith(("head.", "head_dist."))}
+
+
+def test_a_norm_in_the_head_of_a_timm_model(reference, tmp_path):
+    """ConvNeXt's last norm is called `head.norm`; a folder without `pretrained_cfg` does not say where heads are."""
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 24)}
+    timm_folder(tmp_path / "timm", "convnext_atto", **sizes)
+    state = load_file(tmp_path / "timm" / "model.safetensors")
+    name = "timm_model.head.norm.weight"
+    assert name in state
+    state |= {"timm_model.head.fc.weight": torch.zeros(5, 24), "timm_model.head.fc.bias": torch.zeros(5)}
+    save_file(state, tmp_path / "timm" / "model.safetensors", metadata={"format": "pt"})
+    qformer_folder(tmp_path / "qformer", 24)
+    sources = {"vision": tmp_path / "timm", "qformer": tmp_path / "qformer", "language": reference / "llm"}
+    assert assemble(**sources, out=tmp_path / "out", progress=False).passed
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(saved[f"model.vision_model.{name}"], state[name])
+
+
+def test_the_image_encoder_of_blip2_alone(reference, tmp_path):
+    """A `Blip2VisionModel` folder is the encoder of the whole folder; the norm behind it is the Q-Former's."""
+    whole = blip2(tmp_path / "blip2")
+    with torch.no_grad():
+        whole.vision_model.post_layernorm.weight += 1
+    whole.vision_model.save_pretrained(tmp_path / "vision")
+    sources = {"qformer": tmp_path / "blip2", "language": reference / "llm", "progress": False}
+    assert assemble(**sources, vision=tmp_path / "vision", out=tmp_path / "out").passed
+    assemble(**sources, vision=tmp_path / "blip2", out=tmp_path / "out2", prove_equal=False)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "out2"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    notes = [json.loads((tmp_path / name / "conversion.json").read_text())["notes"] for name in ("out", "out2")]
+    assert [any("another layer norm behind" in note for note in each) for each in notes] == [True, False]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_files_in_half_precision_alone(originals, reference, sharded, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(reference / "llm", dtype=torch.float16)
+    model.save_pretrained(tmp_path / "llm", variant="fp16", **({"max_shard_size": "100KB"} if sharded else {}))
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copyfile(reference / "llm" / name, tmp_path / "llm" / name)
+    assert not (tmp_path / "llm" / "model.safetensors").exists()
+    proof = assemble(**originals | {"language": tmp_path / "llm"}, out=tmp_path / "out")
+    assert proof.passed and json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
 
 
 def test_lavis_file_without_image_encoder(originals, tmp_path):

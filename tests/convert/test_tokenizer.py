@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import sentencepiece
@@ -10,8 +11,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from jminigpt4.convert.tokenizer import (
-    compare_with_sentencepiece,
     convert_sentencepiece,
+    corpus_with_sentencepiece,
     generated_text,
     prepare_tokenizer,
 )
@@ -58,12 +59,13 @@ def test_equals_sentencepiece_on_generated_text(reference):
 
 def test_corpus_of_the_proof(pair):
     tokenizer, _, folder = pair
-    wrong, total = compare_with_sentencepiece(tokenizer, folder / "spiece.model")
-    assert wrong == 0
-    assert total > 4_900  # only long runs of spaces are left out
+    rows = corpus_with_sentencepiece(tokenizer, folder / "spiece.model")
+    assert all(ours == theirs for _, ours, theirs in rows)
+    assert len(rows) > 4_900  # only long runs of spaces are left out
     spoilt = convert_sentencepiece(folder / "spiece.model")
     spoilt.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    assert compare_with_sentencepiece(spoilt, folder / "spiece.model")[0] > 1_000
+    rows = corpus_with_sentencepiece(spoilt, folder / "spiece.model")
+    assert sum(ours != theirs for _, ours, theirs in rows) > 1_000
 
 
 def test_spelt_bytes_and_full_width_controls_are_text(pair):
@@ -143,7 +145,7 @@ def test_other_families(byte_level_folder):
     ("options", "named"),
     [
         ({"model_type": "bpe"}, "model_type"),
-        ({"add_dummy_prefix": True}, "add_dummy_prefix"),
+        ({"add_dummy_prefix": True, "user_defined_symbols": ["<NL>"]}, "user_defined_symbols"),
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces"),
     ],
 )
@@ -162,6 +164,31 @@ def test_refuses_what_cannot_be_exact(tmp_path, options, named):
     (tmp_path / "spiece.model").write_bytes(file.getvalue())
     with pytest.raises(ValueError, match=f"{named} is .*; only models with {named}"):
         prepare_tokenizer(tmp_path, vocab_size=1000)
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_a_dummy_space_before_a_text(rule, tmp_path):
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["犬と 猫～", "赤い 犬 a red dog", "青い猫"] * 20),
+        model_writer=file,
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name=rule,
+    )
+    (tmp_path / "spiece.model").write_bytes(file.getvalue())
+    original = SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    tokenizer = convert_sentencepiece(tmp_path / "spiece.model")
+    corpus = [text for text in generated_text(3_000, seed=2) if original.normalize(text) != "▁"]
+    corpus += ["", " ", "犬 猫", " 犬"]
+    assert tokenizer(corpus, split_special_tokens=True)["input_ids"] == original.encode(corpus)
+    for text in ("犬 猫", " 犬", "a red dog"):
+        ids = original.encode(text)
+        assert tokenizer.decode(ids) == original.decode(ids) == text
 
 
 def test_identity_normalisation(tmp_path):
@@ -217,14 +244,36 @@ def test_llamas_tokenizer(llama_folder):
     """As the originals' slow tokenizer: a dummy space before every segment, also behind BOS and behind a picture."""
     tokenizer, image_token_id = prepare_tokenizer(llama_folder, vocab_size=3000)
     original = SentencePieceProcessor(model_file=str(llama_folder / "tokenizer.model"))
-    wrong, total = compare_with_sentencepiece(tokenizer, llama_folder / "tokenizer.model")
-    assert wrong == 0 and total > 4_900
+    rows = corpus_with_sentencepiece(tokenizer, llama_folder / "tokenizer.model")
+    assert len(rows) > 4_900 and all(ours == theirs for _, ours, theirs in rows)
     segments = ["###Human: <Img>", "</Img> What is this?###Assistant:"]
     ids = tokenizer(f"<s>{segments[0]}<ImageHere>{segments[1]}")["input_ids"]
     assert ids == [1, *original.encode(segments[0]), image_token_id, *original.encode(segments[1])]
     assert tokenizer.decode(ids[1:4]).startswith("###")
     guarded = tokenizer("a<\ufdd0/s>b")["input_ids"]
     assert 2 not in guarded and guarded == original.encode("a</s>b")
+
+
+@pytest.mark.parametrize("saved_as", ["transformers 5", "transformers 4"])
+def test_llamas_ids_do_not_hang_on_a_file_beside_the_model(llama_folder, saved_as, tmp_path):
+    """A tokenizer.json has the dummy space where the version of transformers put it that wrote it."""
+    AutoTokenizer.from_pretrained(llama_folder).save_pretrained(tmp_path)
+    for name in ("tokenizer.model", "tokenizer_config.json", "config.json"):
+        shutil.copyfile(llama_folder / name, tmp_path / name)
+    if saved_as == "transformers 4":
+        state = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+        steps = [{"type": "Prepend", "prepend": "▁"}]
+        steps.append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
+        state |= {"normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    prompt = "<s>###Human: <Img><ImageHere></Img> What is this?###Assistant:"
+    ids = [prepare_tokenizer(folder, vocab_size=3000)[0](prompt)["input_ids"] for folder in (llama_folder, tmp_path)]
+    assert ids[0] == ids[1]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    later = prepare_tokenizer(tmp_path, vocab_size=3000)[0](prompt)["input_ids"]
+    (tmp_path / "tokenizer.json").unlink()
+    assert later == prepare_tokenizer(tmp_path, vocab_size=3000)[0](prompt)["input_ids"] != ids[0]
 
 
 def test_a_tokenizer_without_llamas_settings_is_refused(llama_folder, tmp_path):
