@@ -277,8 +277,10 @@ def tiny_folder(make_model, make_processor, tmp_path_factory):
     def make(seed=0):
         if seed not in made:
             folder = made[seed] = tmp_path_factory.mktemp("tiny") / "checkpoint"
-            make_model(seed=seed).save_pretrained(folder)
+            model = make_model(seed=seed)
             processor: JMiniGPT4Processor = make_processor()
+            model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+            model.save_pretrained(folder)
             processor.save_pretrained(folder)
             assert all((folder / name).is_file() for name in CODE_FILES)
             language = {"name": "llm", "layout": "causal language model", "license": "mit"}
