@@ -183,3 +183,26 @@ def test_equal_to_its_own_family_or_refused(make_family_config, documented, reco
             compare_training(model, name)
     record_property("family", (name, found))
     assert documented.get(name, found) == found
+
+
+@pytest.mark.parametrize("name, with_picture", [("recurrent_gemma", True), ("nemotron_h", False)])
+def test_what_rounds_on_its_own_does_so_in_its_own_generate(make_family_config, name, with_picture):
+    """A padded batch with a cache, to the bit; Nemotron-H generates from no embeddings, so its prompts are text."""
+    model = tiny(make_family_config(name))
+    family = own_family(model)
+    family.generation_config.eos_token_id, family.generation_config.pad_token_id = None, 0
+    prompts = PROMPTS if with_picture else ([3, 40, 41, 42, 43, 44, 45, 46], [3, 60, 61, 62])
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    given, own = {"input_ids": ids}, {"input_ids": ids}
+    if with_picture:
+        given["pixel_values"] = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(7))
+        features = model.get_image_features(given["pixel_values"]).pooler_output.flatten(0, 1)
+        embeddings = model.get_input_embeddings()(ids)
+        own = {"inputs_embeds": embeddings.masked_scatter((ids == IMAGE)[..., None], features)}
+    settings = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "use_cache": True}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    steps = zip(model.generate(**given, **settings).logits, family.generate(**own, **settings).logits, strict=True)
+    for logits, expected in steps:
+        assert torch.equal(logits[:, :IMAGE], expected[:, :IMAGE])
