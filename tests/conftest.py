@@ -47,7 +47,7 @@ def text_config(family: str = "gpt_neox", vocab_size: int = 513, **overrides):
     sizes = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"max_position_embeddings": 256, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     sizes |= {"initializer_range": 0.3, "tie_word_embeddings": False}
-    return AutoConfig.for_model(family, **{**sizes, **TEXT_CONFIGS[family], **overrides})
+    return AutoConfig.for_model(family, **{**sizes, **TEXT_CONFIGS.get(family, {}), **overrides})
 
 
 def tiny_config(family: str = "gpt_neox", image_token_id: int = 512, **text_overrides) -> JMiniGPT4Config:

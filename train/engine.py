@@ -26,6 +26,7 @@ from .loss import PackLoss
 from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
 from .order import SampleOrder
 from .packing import Packer
+from .packing_proof import exact_packer, longest_groups
 from .recipe import Recipe
 from .resuming import check_resumable, describe_run
 from .sampling import Samples
@@ -356,6 +357,7 @@ class Run:
                 raise FileExistsError(f"{output} holds {checkpoint.name} of an earlier run: choose another output.")
             for each in check_resumable(checkpoint, self.description):
                 self.bad.found.setdefault(each.name, each)
+        self._prove_packing()
         trainer = self._trainer(output, report_to, progress, workers)
         if self.state.is_main_process:
             _write_recipe(self.recipe, output)
@@ -471,6 +473,14 @@ class Run:
                     return step
         raise ValueError("No row of the data has a token to learn: are all pictures bad?")
 
+    def _prove_packing(self):
+        """Steps of plain rows where packs are not exact; found before anything is learnt, in a resumed run as well."""
+        groups = longest_groups(self.sources, self.rows, self.recipe.pack_tokens)
+        packer = exact_packer(self.loss, self.packer, groups, self.state.is_main_process)
+        for steps in (self.steps, self.validation):
+            if steps is not None:
+                steps.packer = packer
+
     @torch.no_grad()
     def first_loss(self) -> float:
         """Loss of the first pack before anything is learnt; says what is probably wrong where the number shows it.
@@ -514,6 +524,7 @@ class Run:
     def dry_run(self) -> dict[str, float]:
         """See the function [`dry_run`]."""
         self._note_warmup()
+        self._prove_packing()
         loss = self.first_loss()
         self.model.train()
         start = time.perf_counter()

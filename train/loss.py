@@ -17,11 +17,15 @@ class PackLoss(nn.Module):
 
     Args:
         model: A [`JMiniGPT4ForConditionalGeneration`].
+
+    Attributes:
+        packed: Off, every pack is one whole row, and goes through the language model as rows do everywhere.
     """
 
     def __init__(self, model: Any):
         super().__init__()
         self.model: Any = model
+        self.packed = True
         self._prefixes: dict[tuple[int, ...], list[tuple[Any, Any]]] = {}
 
     def forward(self, pack: Pack | None, query_features: torch.Tensor | None) -> torch.Tensor:
@@ -48,6 +52,10 @@ class PackLoss(nn.Module):
 
     def _logits(self, pack: Pack, pictures: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the model says at the supervised positions, `(n, vocabulary)`."""
+        if not self.packed:
+            return self.model(
+                input_ids=pack.input_ids[None], use_cache=False, logits_to_keep=pack.supervised, **pictures
+            ).logits[0]
         cache = self._prefix_cache(pack.prefix) if pack.prefix else None
         parts = position_wise_parts(self.model.model.language_model)
         with only_at(parts, pack.supervised.unique(), len(pack.input_ids)):
@@ -69,8 +77,17 @@ class PackLoss(nn.Module):
                 f"Packed training needs a mask of its own, which attention {implementation!r} does not take: load the "
                 "model with attn_implementation='sdpa', 'eager' or 'flex_attention'."
             )
-        mask = attention_mask(pack)
-        # As numbers to add: every layer of sdpa would make, and keep for its backward, its own of a mask of bits.
+        mask, config = attention_mask(pack), self.model.config.text_config
+        window = getattr(config, "sliding_window", None)
+        if not window or int(pack.position_ids.max()) < window:
+            return self._to_add(mask)
+        windowed = self._to_add(mask & _within(pack, window))
+        if not getattr(config, "layer_types", None):
+            return windowed
+        return {"full_attention": self._to_add(mask), "sliding_attention": windowed}
+
+    def _to_add(self, mask: torch.Tensor) -> torch.Tensor:
+        """As numbers to add: every layer of sdpa would make, and keep for its backward, its own of a mask of bits."""
         forbidden = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
         return forbidden.masked_fill_(~mask, torch.finfo(self.model.dtype).min)
 
@@ -87,6 +104,13 @@ class PackLoss(nn.Module):
         for index, (keys, values) in enumerate(self._prefixes[prefix]):
             cache.update(keys, values, index)
         return cache
+
+
+def _within(pack: Pack, window: int) -> torch.Tensor:
+    """Which keys are less than `window` positions before a query, `(length, prefix + length)`, bool. A language model
+    given a mask of its own leaves its windows to it."""
+    prefix = torch.arange(len(pack.prefix), device=pack.position_ids.device)
+    return pack.position_ids[:, None] - torch.cat([prefix, pack.position_ids]) < window
 
 
 def block_mask(pack: Pack):

@@ -6,6 +6,9 @@ from transformers import AutoModelForCausalLM, Blip2QFormerConfig, Blip2VisionCo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4.train.loss import PackLoss
+from jminigpt4.train.packing import EncodedGroup, EncodedRow, Packer
+from jminigpt4.train.packing_proof import exact_packer
 
 IMAGE = 98
 PICTURE = [IMAGE] * 4
@@ -36,6 +39,22 @@ FAMILIES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - LEFT_OUT)
 MOVED_BY_PADDING = {"recurrent_gemma"}
 # Whose own step with a cache is that far from its own pass over the whole.
 OWN_CACHE_TOLERANCE = {"nemotron_h": 1e-3}
+# Attention over a mask and positions, windows and experts or none: their rows stay packed.
+PACKED = {
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "opt",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+}
+# Whose gradient is that far from itself when the same row is computed in another way: a recurrence 60 times over.
+OWN_GRADIENT_TOLERANCE = {"hrm_text": 1e-3}
 # Fails by itself, and not silently: its layers look tokens up by their ids, and a picture has none.
 NEEDS_IDS = {"deepseek_v4": "AttributeError"}
 
@@ -120,6 +139,30 @@ def compare_with_family(model: JMiniGPT4ForConditionalGeneration, name: str):
         assert_equal(steps[row : row + 1], expected, OWN_CACHE_TOLERANCE.get(name, 1e-4))
 
 
+def compare_training(model: JMiniGPT4ForConditionalGeneration, name: str):
+    """Gradient of the projection as a run computes it, in packs or row by row, and by the model's own loss."""
+    model.freeze()
+    random = torch.Generator().manual_seed(3)
+    groups, features = [], torch.randn(2, 4, 32, generator=random)
+    for picture in range(2):
+        prompt = [3, 40, *PICTURE, *torch.randint(41, 90, (3,), generator=random).tolist()]
+        answers = [torch.randint(41, 90, (length,), generator=random).tolist() for length in (4, 20, 7)]
+        rows = (EncodedRow(prompt + each, [-100] * len(prompt) + each, len(each) + picture) for each in answers)
+        groups.append(EncodedGroup(tuple(rows), (picture,)))
+    loss, learnt = PackLoss(model), list(model.model.language_projection.parameters())
+    packer = exact_packer(loss, Packer(IMAGE, 4, prefix=(3, 40)), groups)
+    assert loss.packed or name not in PACKED
+    total = torch.cat([loss(pack, features) for pack in packer.pack(groups)]).sum()
+    own = torch.zeros(())
+    for group in groups:
+        for row in group.rows:
+            labels, pictures = torch.tensor([row.labels]), features[list(group.pictures)]
+            output = model(torch.tensor([row.input_ids]), query_features=pictures, labels=labels, use_cache=False)
+            own = own + output.loss * (labels != -100).sum()
+    found, expected = (torch.cat([each.flatten() for each in torch.autograd.grad(x, learnt)]) for x in (total, own))
+    assert (found - expected).norm() <= OWN_GRADIENT_TOLERANCE.get(name, 1e-4) * expected.norm()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equal_to_its_own_family_or_refused(make_family_config, documented, record_property, name):
     try:
@@ -137,5 +180,29 @@ def test_equal_to_its_own_family_or_refused(make_family_config, documented, reco
             found = "refused: fails without ids of tokens"
         else:
             compare_with_family(model, name)
+            compare_training(model, name)
     record_property("family", (name, found))
     assert documented.get(name, found) == found
+
+
+@pytest.mark.parametrize("name, with_picture", [("recurrent_gemma", True), ("nemotron_h", False)])
+def test_what_rounds_on_its_own_does_so_in_its_own_generate(make_family_config, name, with_picture):
+    """A padded batch with a cache, to the bit; Nemotron-H generates from no embeddings, so its prompts are text."""
+    model = tiny(make_family_config(name))
+    family = own_family(model)
+    family.generation_config.eos_token_id, family.generation_config.pad_token_id = None, 0
+    prompts = PROMPTS if with_picture else ([3, 40, 41, 42, 43, 44, 45, 46], [3, 60, 61, 62])
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    given, own = {"input_ids": ids}, {"input_ids": ids}
+    if with_picture:
+        given["pixel_values"] = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(7))
+        features = model.get_image_features(given["pixel_values"]).pooler_output.flatten(0, 1)
+        embeddings = model.get_input_embeddings()(ids)
+        own = {"inputs_embeds": embeddings.masked_scatter((ids == IMAGE)[..., None], features)}
+    settings = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "use_cache": True}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    steps = zip(model.generate(**given, **settings).logits, family.generate(**own, **settings).logits, strict=True)
+    for logits, expected in steps:
+        assert torch.equal(logits[:, :IMAGE], expected[:, :IMAGE])

@@ -109,11 +109,12 @@ class Counter:
     """What the language model of this process is given while it learns: sequences and tokens."""
 
     def __init__(self, model):
-        self.sequences = self.tokens = 0
+        self.model, self.sequences, self.tokens = model, 0, 0
         model.model.language_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module, arguments, named):
-        if named["inputs_embeds"].requires_grad:
+        # What is compared before the first step has a gradient as well, in eval mode.
+        if self.model.training and named["inputs_embeds"].requires_grad:
             self.sequences += 1
             self.tokens += named["inputs_embeds"].shape[1]
 

@@ -1,0 +1,174 @@
+"""Before the first step of a run: is a row in a pack, for this language model, what it is by itself?
+
+It is where the language model is attention over a mask and positions and nothing else. Biases by distance in the
+sequence, windows that count it, states that run through it: each would learn something else from a pack, most of them
+without a word. So a pack as long as the run's own is compared with its rows, whatever the language model is called.
+"""
+
+import heapq
+
+import torch
+from tqdm import tqdm
+
+from ..data.rows import PICTURE, Group
+from .distributed import from_all
+from .loss import PackLoss
+from .packing import EncodedGroup, EncodedRow, Pack, Packer, shared_length
+from .sources import SourceData
+from .steps import RowEncoder
+
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far loss and gradient may be off, relative. Half precision rounds a row in a pack otherwise than alone."""
+ROWS = 4  # of a pack, compared with themselves
+SCALE = 64.0  # of the loss: small gradients are none in float16
+
+
+def longest_groups(sources: list[SourceData], encoder: RowEncoder, tokens: int) -> list[EncodedGroup]:
+    """Groups to compare: those with the longest rows, enough to fill two packs of `tokens` tokens.
+
+    A window shows only in rows that are longer. Rows are ranked by characters, as not all of them can be encoded.
+    Each row's `source` is its number here, each group's pictures are numbered on.
+    """
+    held = (
+        (_characters(group, encoder.processor.num_query_tokens), number, index)
+        for number, source in enumerate(sources)
+        for index, group in enumerate((*source.training, *source.validation))
+        if group.pictures
+    )
+    groups: list[EncodedGroup] = []
+    rows, pictures, length = 0, 0, 0
+    for _, number, index in heapq.nlargest(256, held):
+        source = sources[number]
+        group, prompt = (*source.training, *source.validation)[index], source.prompts.choose(0, number, index)
+        encoded = [encoder.encode(row, rows + place, prompt) for place, row in enumerate(group.rows)]
+        learnt = tuple(row for row in encoded if row.first_learnt < len(row.labels))
+        if learnt:
+            groups.append(EncodedGroup(learnt, tuple(range(pictures, pictures + len(group.pictures)))))
+            rows, pictures = rows + len(encoded), pictures + len(group.pictures)
+            shared = shared_length(learnt)
+            length += shared + sum(len(row.input_ids) - shared for row in learnt)
+        if length >= 2 * tokens:
+            break
+    return groups
+
+
+def _characters(group: Group, picture: int) -> int:
+    """Of the longest row, a picture counted as `picture`."""
+    return max(
+        sum(picture if part is PICTURE else len(part) for message in row.conversation for part in message.parts)
+        for row in group.rows
+    )
+
+
+def exact_packer(loss: PackLoss, packer: Packer, groups: list[EncodedGroup], first: bool = True) -> Packer:
+    """The packer, where loss and gradient of the projection are those of separate rows; else one of plain rows.
+
+    All processes take the same. The longest row's pack and the fullest one are compared, `ROWS` rows of each: at most
+    two forward and backward passes of `pack_tokens` tokens and eight of a row.
+
+    Args:
+        loss: The model and its loss; from here on it takes what the returned packer packs.
+        packer: The run's.
+        groups: From `longest_groups`, the same in all processes.
+        first: Whether this process says what was found.
+
+    Raises:
+        Exception: Whatever the language model raises on a plain row.
+    """
+    loss.packed, was_training = True, loss.training
+    loss.eval()
+    found = [each for each in from_all([_difference(loss, packer, groups)]) if each]
+    loss.train(was_training)
+    if not found:
+        return packer
+    loss.packed = False
+    if first:
+        family = loss.model.config.text_config.model_type
+        tqdm.write(f"Rows are trained one by one: packs are not exact with the language model {family}, {found[0]}.")
+    return plain(packer)
+
+
+def plain(packer: Packer) -> Packer:
+    """One row a pack, from its first token on."""
+    return Packer(
+        packer.image_token_id,
+        packer.num_query_tokens,
+        pack_tokens=1,
+        mean_per_answer=packer.mean_per_answer,
+        share=False,
+    )
+
+
+def _difference(loss: PackLoss, packer: Packer, groups: list[EncodedGroup]) -> str:
+    """What is wrong with packs of these groups, or nothing."""
+    rows = {row.source: (row, group.pictures) for group in groups for row in group.rows}
+    if not rows:
+        return ""
+    config = loss.model.config
+    shape = (1 + max(place for _, places in rows.values() for place in places), config.num_query_tokens)
+    random = torch.Generator().manual_seed(0)
+    # Any features will do, and these need no picture: what is compared is the language model.
+    features = torch.randn(*shape, config.qformer_config.hidden_size, generator=random).to(loss.model.device)
+    longest = max(rows, key=lambda number: len(rows[number][0].input_ids))
+    packs = packer.pack(groups)
+    chosen = [next(pack for pack in packs if longest in pack.sources)]
+    if (fullest := max(packs, key=lambda pack: len(pack.input_ids))) is not chosen[0]:
+        chosen.append(fullest)
+    for pack in chosen:
+        if wrong := _compare(loss, packer, pack, rows, _some(pack, longest), features):
+            return wrong
+    return ""
+
+
+def _some(pack: Pack, longest: int) -> list[int]:
+    """Numbers of the rows of a pack that are compared: the longest, the last, and others between them."""
+    numbers = pack.sources.unique_consecutive().tolist()
+    some = {numbers[index * (len(numbers) - 1) // max(1, ROWS - 2)] for index in range(ROWS - 1)}
+    return sorted(some | ({longest} & set(numbers)))
+
+
+def _compare(
+    loss: PackLoss,
+    packer: Packer,
+    pack: Pack,
+    rows: dict[int, tuple[EncodedRow, tuple[int, ...]]],
+    numbers: list[int],
+    features: torch.Tensor,
+) -> str:
+    alone = [plain(packer).pack([EncodedGroup(rows[number][:1], rows[number][1])])[0] for number in numbers]
+    loss.packed = False
+    losses, gradient = _losses(loss, alone, numbers, features)
+    loss.packed = True
+    if not (losses.isfinite().all() and gradient.isfinite().all()):
+        return ""  # nothing to compare with; the first loss says why
+    try:
+        packed_losses, packed_gradient = _losses(loss, [pack], numbers, features)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        loss.model.zero_grad(set_to_none=True)
+        reason = " ".join(str(error).split())
+        return f"a pack raises {type(error).__name__} ({reason})"
+    off = (((packed_losses - losses).abs() / losses).max(), _relative(packed_gradient, gradient))
+    if all(each <= TOLERANCES[loss.model.dtype] for each in off):  # NaN is not
+        return ""
+    return f"loss and gradient of a packed row differ from its own by {off[0]:.1e} and {off[1]:.1e}"
+
+
+def _losses(loss: PackLoss, packs: list[Pack], numbers: list[int], features: torch.Tensor):
+    """Mean loss of each row, `(rows,)`, and gradient of the projection, flat, of these rows together."""
+    means = {}
+    for pack in (each.to(features.device) for each in packs):
+        losses = loss(pack, features)
+        rows = [(number, losses[pack.sources == number]) for number in numbers]
+        own = {number: each.mean() for number, each in rows if len(each)}
+        torch.autograd.backward(SCALE * torch.stack(list(own.values())).sum())
+        means |= {number: each.detach().double() for number, each in own.items()}
+    layer = loss.model.model.language_projection
+    gradient = torch.cat([parameter.grad.flatten().double() for parameter in layer.parameters()])
+    loss.model.zero_grad(set_to_none=True)
+    return torch.stack([means[number] for number in numbers]), gradient
+
+
+def _relative(value: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    return (value - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
