@@ -51,4 +51,11 @@ class StoredNames:
 
     def in_memory(self, name: str) -> str:
         """Name in memory of a tensor on disk; one that the model does not have stays one that it does not have."""
-        return name if name in self.names else rename_source_key(name, self.renamings, self.converters)[0]
+        return self.place(name)[0]
+
+    def place(self, name: str) -> tuple[str, bool]:
+        """The same, and whether it is changed or merged with others while it is loaded, as experts are."""
+        if name in self.names:
+            return name, False
+        target, merged = rename_source_key(name, self.renamings, self.converters)
+        return target, merged is not None
