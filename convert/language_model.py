@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.auto import CONFIG_MAPPING
 
 from ..configuration_jminigpt4 import JMiniGPT4Config
+from ..inference.stored_weights import StoredNames
 from .language_code import register_language_code
 from .parts import Part, Read
 from .sources import JMINIGPT4, LANGUAGE, Source
@@ -54,11 +55,11 @@ def language_part(source: Source, config: PreTrainedConfig, vocab_size: int) -> 
     weights = source.weights
     with torch.device("meta"):
         headless = AutoModel.from_config(config)
-    names = set(headless.state_dict())
+    stored = StoredNames(headless)
     embeddings = _embedding_name(headless)
     tensors: dict[str, Read] = {}
     for key in weights.names():
-        name = _target_name(key, names, headless.base_model_prefix, source)
+        name = _target_name(key, stored, headless.base_model_prefix, source)
         if name is None:
             continue
         table = name in (f"model.language_model.{embeddings}", "lm_head.weight", "lm_head.bias")
@@ -81,7 +82,7 @@ def _embedding_name(headless: PreTrainedModel) -> str:
     return next(f"{name}.weight" for name, module in headless.named_modules() if module is embeddings)
 
 
-def _target_name(key: str, names: set[str], prefix: str, source: Source) -> str | None:
+def _target_name(key: str, stored: StoredNames, prefix: str, source: Source) -> str | None:
     """Name of a tensor in the whole model; `None` for one that goes elsewhere or nowhere."""
     if source.layout is JMINIGPT4:
         return key if re.match(source.layout.parts["language"], key) else None
@@ -90,7 +91,8 @@ def _target_name(key: str, names: set[str], prefix: str, source: Source) -> str 
     if key.startswith("lm_head."):
         return key
     bare = key.removeprefix(f"{prefix}.")
-    return f"model.language_model.{bare}" if bare in names else None
+    # Experts have a tensor each on disk, in the source as in the checkpoint: transformers merges them as it loads.
+    return f"model.language_model.{bare}" if stored.in_memory(bare) in stored.names else None
 
 
 def _grown(read: Read, rows: int) -> Read:

@@ -3,6 +3,7 @@
 sources -> parts (configuration + where each tensor is) -> plan (every tensor of the model, form and size)
 """
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -192,10 +193,16 @@ def _entries(
     if config.tie_word_embeddings:
         targets.pop("lm_head.weight")
     stored = StoredNames(model)
-    in_memory = {name: stored.in_memory(name) for name in tensors}
-    names = {target: name for name, target in in_memory.items()}
-    missing = [name for name in targets if name not in names]
-    surplus = [name for name, target in in_memory.items() if target not in targets or names[target] != name]
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in targets}
+    surplus = []
+    for name, read in tensors.items():
+        target, merged = stored.place(name)
+        if target not in targets or (shapes[target] and not merged):
+            surplus.append(name)
+        else:
+            shapes[target][name] = tuple(read().shape if merged else targets[target].shape)
+    sizes = {name: sum(map(math.prod, parts.values())) for name, parts in shapes.items()}
+    missing = [name for name, target in targets.items() if not shapes[name] or sizes[name] != target.numel()]
     if missing or surplus:
         given = ", ".join(f"{part}: {source.name}" for part, source in sources.items())
         what = f"{len(missing)} tensors of the model are in no source, {missing[0]} first" if missing else ""
@@ -207,7 +214,7 @@ def _entries(
     for name, target in targets.items():
         wide = not kept_wide.isdisjoint(name.split("."))
         form = target.dtype if not target.is_floating_point() else torch.float32 if wide else dtype
-        entries.append(Entry(names[name], tensors[names[name]], tuple(target.shape), form))
+        entries += [Entry(part, tensors[part], shape, form) for part, shape in shapes[name].items()]
     return entries
 
 

@@ -1,7 +1,9 @@
 """Weights as they lie on disk, against the model that a configuration describes: none missing, none left over, each of
 its shape and finite."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,14 @@ class StoredNames:
 
     def in_memory(self, name: str) -> str:
         """Name in memory of a tensor on disk; one that the model does not have stays one that it does not have."""
-        return name if name in self.names else rename_source_key(name, self.renamings, self.converters)[0]
+        return self.place(name)[0]
+
+    def place(self, name: str) -> tuple[str, bool]:
+        """The same, and whether it is changed or merged with others while it is loaded, as experts are."""
+        if name in self.names:
+            return name, False
+        target, merged = rename_source_key(name, self.renamings, self.converters)
+        return target, merged is not None
 
 
 class StoredTensor(NamedTuple):
@@ -114,21 +123,25 @@ def weight_problems(model: JMiniGPT4ForConditionalGeneration, tensors: dict[str,
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     stored = StoredNames(model)
-    found = {name: stored.in_memory(name) for name in tensors}
-    present = set(found.values())
+    found = {name: stored.place(name) for name in tensors}
+    present = {in_memory for in_memory, _ in found.values()}
+    merged: Counter[str] = Counter()
     ignored = "|".join(model._keys_to_ignore_on_load_unexpected or ()) or r"(?!)"
     problems = [f"The weights lack {name}." for name in expected if name not in present]
-    for name, in_memory in found.items():
+    for name, (in_memory, is_part) in found.items():
         if in_memory not in expected:
             if not re.search(ignored, in_memory):
                 problems.append(f"The weights hold {name}, which the configured model does not have.")
             continue
         shape, tensor = tuple(expected[in_memory].shape), expected[in_memory]
-        if tensors[name].shape != shape:
+        if is_part:
+            merged[in_memory] += math.prod(tensors[name].shape)
+        elif tensors[name].shape != shape:
             problems.append(f"{name} is {tensors[name].shape}; the configuration says {shape}.")
         elif tensors[name].is_floating != tensor.is_floating_point():
             problems.append(f"{name} is not stored as the floating point numbers or integers that it consists of.")
-    return problems
+    parts = (name for name, size in merged.items() if size != expected[name].numel())
+    return problems + [f"The weights hold more or fewer parts than {name} is merged of." for name in parts]
 
 
 def finite_problems(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:

@@ -44,13 +44,58 @@ FAMILIES = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
     "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
 }
+EXPERTS = {
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 16, "num_key_value_heads": 2},
+    "granitemoe": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+        "num_key_value_heads": 2,
+    },
+    "qwen3_next": {
+        "num_experts": 4,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+}
 WORDS = 40
 
 
 def language_model(folder, family="llama", vocab_size=WORDS, seed=0, **options):
     """A tiny random language model with a tokenizer of 40 words, as `save_pretrained` leaves them."""
     overrides = {key: options.pop(key) for key in list(options) if key not in ("max_shard_size",)}
-    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], "vocab_size": vocab_size, **overrides})
+    config = AutoConfig.for_model(
+        family, **{**SIZES, **(FAMILIES | EXPERTS)[family], "vocab_size": vocab_size, **overrides}
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -189,6 +234,35 @@ def test_a_chat_template_that_cannot_be_a_format_is_refused(originals, chat_fold
         convert(originals, tmp_path / "silent", tmp_path / "out", prompt_format="own")
     with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jinja"):
         convert(originals, chat_folder, tmp_path / "out", prompt_format="nowhere.jinja")
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_experts_stay_single_on_disk_and_are_merged_at_loading(originals, family, tmp_path):
+    theirs = language_model(
+        tmp_path / "llm", family, num_key_value_heads=EXPERTS[family].get("num_key_value_heads", 2)
+    )
+    proof = convert(originals, tmp_path / "llm", tmp_path / "out")
+    assert "language model" in {row["stage"] for row in proof.rows()}
+    ours, _ = load(tmp_path / "out")
+    check_equal(theirs, ours, WORDS)
+    source = load_file(tmp_path / "llm" / "model.safetensors")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    experts = {name: tensor for name, tensor in source.items() if "experts." in name or "_moe." in name}
+    stored = {name.removeprefix("model.language_model."): tensor for name, tensor in saved.items()}
+    assert experts
+    for name, tensor in experts.items():
+        assert torch.equal(stored[name.removeprefix("model.")], tensor)
+
+
+def test_an_expert_that_is_missing_is_named(originals, tmp_path):
+    language_model(tmp_path / "llm", "qwen3_moe")
+    path = tmp_path / "llm" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors of the model .*layers.1.mlp.experts.gate_up_proj first"):
+        convert(originals, tmp_path / "llm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_padded_table_has_room_for_the_image_token(originals, tmp_path):
