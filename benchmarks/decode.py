@@ -58,7 +58,7 @@ QUESTIONS = ("何が写っていますか?", "何色ですか?", "何の仲間�
 
 def write_random(folder: Path, layers: int):
     """Some layers of rinna/japanese-gpt-neox-3.6b and its head, behind the smallest encoder there can be."""
-    rinnas = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
+    rinnas: dict[str, Any] = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

@@ -34,7 +34,7 @@ def small_config(
         text: Further values of the language model's configuration; by default rinna's, with 4096 tokens.
     """
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    parts = [dict(zip(names, sizes, strict=True)) for sizes in (vision, qformer, language)]
+    parts: list[dict[str, Any]] = [dict(zip(names, sizes, strict=True)) for sizes in (vision, qformer, language)]
     wide = [{**part, "intermediate_size": 4 * part["hidden_size"]} for part in parts]
     wide[0]["intermediate_size"] = vision_intermediate_size or wide[0]["intermediate_size"]
     return JMiniGPT4Config(
