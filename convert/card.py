@@ -47,7 +47,7 @@ answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shap
 print(processor.post_process_image_text_to_text(answer)[0])
 ```
 
-The three Python files of this repository are the model's code. Pin what you have read: add
+The Python files of this repository are the model's code. Pin what you have read: add
 `revision="COMMIT", code_revision="COMMIT"` to both calls. Where memory is short, give the model's call
 `quantization_config=BitsAndBytesConfig(load_in_8bit=True)`: only the language model is quantised.
 
