@@ -1,4 +1,4 @@
-"""`jminigpt4 VERB`: the verbs of all rooms. A room's code, torch and transformers are imported when a verb begins."""
+"""`jminigpt4 VERB`: the command line. What a verb needs, torch and transformers above all, is imported when it begins."""
 
 import functools
 import importlib.metadata

@@ -88,9 +88,9 @@ def chat(
 
         serve_page(settings, host, port)
     else:
-        from .terminal import run
+        from .terminal import converse
 
-        run(settings)
+        converse(settings)
 
 
 def model_and_question(words: list[str]) -> tuple[str | None, str | None]:

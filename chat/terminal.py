@@ -31,7 +31,7 @@ HELP = """/image FILE ...   show pictures with the next question      絵を見�
 Ctrl-C stops the answer only."""
 
 
-def run(settings: Settings):
+def converse(settings: Settings):
     """One question answered, or a conversation on the terminal, or one question per line of a pipe.
 
     Raises:

@@ -22,7 +22,7 @@ from .licences import copy_licence_texts, stated_licence, stated_list
 from .plan import ConversionPlan, plan_conversion
 from .progress import progress_bar
 from .proof import Proof, prove
-from .sources import JMINIGPT4, PROJECTION, Source, open_checkpoint
+from .sources import JMINIGPT4, PROJECTION_FILE, Source, open_checkpoint
 from .writing import SHARD_BYTES, write_sharded
 
 CODE_FILES = tuple(f"{name}_jminigpt4.py" for name in ("configuration", "language", "modeling", "processing"))
@@ -183,7 +183,7 @@ def _origin(part: str, source: Source) -> dict[str, Any]:
         if part in origins:
             return {**origins[part], "through": source.public_name}
     trained = {}
-    if source.layout is PROJECTION and source.repo is None:
+    if source.layout is PROJECTION_FILE and source.repo is None:
         trained = trained_projection(source.weights.fetch(source.weights.files["weight"]))
     return {
         "name": source.public_name,

@@ -10,12 +10,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..checkpoint import SCORES
 from .account import Account
-from .formats import FORMATS
-from .licences import TEXTS, Licence, licence_metadata
+from .formats import PROMPT_FORMATS
+from .licences import TEXTS_FOLDER, Licence, licence_metadata
 
 CARD = "README.md"
 # The last line of a card that was written here; its digest is that of the lines before.
-MARK = "<!-- Written by jminigpt4, and anew at every publication, as long as nobody edits it: {} -->\n"
+GENERATED_MARK = "<!-- Written by jminigpt4, and anew at every publication, as long as nobody edits it: {} -->\n"
 
 TEMPLATE = """---
 {{ card_data }}
@@ -132,7 +132,7 @@ def _results(scores: list[dict[str, Any]]) -> list[EvalResult]:
 
 def _languages(account: Account) -> list[str]:
     """Codes of the languages that the prompt format is written in and that the language model's card names."""
-    chosen = FORMATS.get(account.prompt_format or "")
+    chosen = PROMPT_FORMATS.get(account.prompt_format or "")
     stated = account.sources.get("language", {}).get("languages") or []
     return list(dict.fromkeys([*([chosen.language] if chosen and chosen.language else []), *stated]))
 
@@ -151,7 +151,7 @@ def is_generated(card: bytes) -> bool:
 
 
 def _mark(body: str) -> str:
-    return MARK.format(hashlib.sha256(body.encode()).hexdigest())
+    return GENERATED_MARK.format(hashlib.sha256(body.encode()).hexdigest())
 
 
 def render_card(folder: Path, repo: str | None = None, datasets: Iterable[str] = ()) -> str:
@@ -180,7 +180,7 @@ def render_card(folder: Path, repo: str | None = None, datasets: Iterable[str] =
         model_name=title if scores else None,
         eval_results=_results(scores) or None,
     )
-    texts = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob(f"{TEXTS}/*/*")})
+    texts = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob(f"{TEXTS_FOLDER}/*/*")})
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE,

@@ -68,7 +68,7 @@ class PromptFormat:
         return "\n".join([*lines, PROLOGUE.read_text(encoding="utf-8") + self.template.rstrip("\n")])
 
 
-FORMATS = {path.stem: PromptFormat.read(path) for path in sorted(FOLDER.glob("*.yaml"))}
+PROMPT_FORMATS = {path.stem: PromptFormat.read(path) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def prompt_format(name: str) -> PromptFormat:
@@ -77,7 +77,7 @@ def prompt_format(name: str) -> PromptFormat:
     Raises:
         ValueError: There is none of that name; the message lists them.
     """
-    return one_of("prompt format", name, FORMATS)
+    return one_of("prompt format", name, PROMPT_FORMATS)
 
 
 def chat_template_for(chosen: PromptFormat, tokenizer: PreTrainedTokenizerFast) -> str:

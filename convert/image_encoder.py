@@ -21,7 +21,7 @@ from .stock_vision import stock_vision_config
 # the Hub's BLIP-2 say otherwise (LAVIS#418).
 BLOCK_EPS = 1e-6
 # Attention heads cannot be read off the weights. Known by width: ViT-g and CLIP ViT-L.
-HEADS = {1408: 16, 1024: 16}
+VISION_HEADS = {1408: 16, 1024: 16}
 # Where timm keeps classifiers, for models that do not say it.
 CLASSIFIERS = ["head", "head_dist", "fc", "classifier"]
 # ViT-g has 40 blocks; BLIP-2 takes the features before the last (eva_vit.py `create_eva_vit_g`, depth=39).
@@ -80,7 +80,7 @@ def _eva(source: Source, heads: int | None) -> Part:
         hidden_size=width,
         intermediate_size=weights.shape(f"{prefix}blocks.0.mlp.fc1.weight", 2)[0],
         num_hidden_layers=depth,
-        num_attention_heads=attention_heads(heads, HEADS, width, "vision_heads", source),
+        num_attention_heads=attention_heads(heads, VISION_HEADS, width, "vision_heads", source),
         image_size=round((positions - 1) ** 0.5) * patch,
         patch_size=patch,
         layer_norm_eps=BLOCK_EPS,

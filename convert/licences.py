@@ -18,8 +18,8 @@ ORIGINALS = {
     ("LAVIS", "vision"): ("mit", "EVA", "https://github.com/baaivision/EVA/blob/master/LICENSE"),
     ("LAVIS", "qformer"): ("bsd-3-clause", "LAVIS", "https://github.com/salesforce/LAVIS/blob/main/LICENSE.txt"),
 }
-OWN = "the publisher's own work"
-TEXTS = "licenses"
+OWN_LICENCE = "the publisher's own work"
+TEXTS_FOLDER = "licenses"
 LICENCE_TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -42,7 +42,7 @@ class Licence:
         """Licence of a part, as the account of a checkpoint states its source."""
         stated = source.get("license")
         if stated is None and source.get("trained"):
-            return cls(OWN)
+            return cls(OWN_LICENCE)
         if stated is None and (source.get("layout"), part) in ORIGINALS:
             name, holder, link = ORIGINALS[source["layout"], part]
             return cls(name, link, holder)
@@ -99,7 +99,7 @@ def stated_metadata(readme: Path | None) -> dict[str, Any]:
 def licence_metadata(licences: Iterable[Licence], repo: str | None) -> dict[str, Any]:
     """Licence of the whole, for a card: the least permissive of the parts; `other`, with the names of all, where a
     part's is not stated or is one whose place among the others is not known."""
-    licences = [licence for licence in licences if licence.name != OWN]
+    licences = [licence for licence in licences if licence.name != OWN_LICENCE]
     if licences and all(licence.ordinary for licence in licences):
         return {"license": max((str(licence.name) for licence in licences), key=STRICTNESS.index)}
     special = [licence for licence in licences if not licence.ordinary]
@@ -125,10 +125,10 @@ def copy_licence_texts(sources: dict[str, Path | None], folder: Path):
     for part, source in sources.items():
         if source is None:
             continue
-        own = source / TEXTS / part
+        own = source / TEXTS_FOLDER / part
         place = own if own.is_dir() else source
         texts = {file for pattern in LICENCE_TEXTS for file in place.glob(pattern) if file.is_file()}
         if texts:
-            (folder / TEXTS / part).mkdir(parents=True)
+            (folder / TEXTS_FOLDER / part).mkdir(parents=True)
         for file in sorted(texts):
-            shutil.copyfile(file, folder / TEXTS / part / file.name)
+            shutil.copyfile(file, folder / TEXTS_FOLDER / part / file.name)

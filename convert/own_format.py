@@ -7,10 +7,10 @@ from typing import Any
 
 from .formats import PromptFormat
 
-OWN = "own"
+OWN_FORMAT = "own"
 IMAGE_TAGS = ("<Img>", "</Img>")
 # What follows this line in a checkpoint's template is the language model's own.
-MARK = "{#- The language model's own template. -#}"
+OWN_MARK = "{#- The language model's own template. -#}"
 JOINED = """{%- set joined = namespace(messages=[]) -%}
 {%- for message in messages -%}
   {%- set joined.messages = joined.messages + [dict(message, content=parts(message))] -%}
@@ -29,14 +29,14 @@ def own_format(folder: Path, tokenizer: Any, file: Path | None = None) -> Prompt
     text = _stated(folder) if file is None else file.read_text(encoding="utf-8")
     if not text:
         raise ValueError(f"{folder} has no chat template of its own: choose one of the package's formats.")
-    text = text.partition(MARK)[2].removeprefix("\n") or text
+    text = text.partition(OWN_MARK)[2].removeprefix("\n") or text
     # As literals they are recognised as tokens that this template writes, and are not taken for what a user typed.
     names = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token") if getattr(tokenizer, name)}
     tokens = "".join(f"{{%- set {name} = {json.dumps(token)} -%}}\n" for name, token in names.items())
     end = _end_of_turn(text, tokenizer)
     return PromptFormat(
-        OWN,
-        f"{JOINED}{tokens}{MARK}\n{text}",
+        OWN_FORMAT,
+        f"{JOINED}{tokens}{OWN_MARK}\n{text}",
         IMAGE_TAGS,
         # With the line break behind it too, so that an answer that ends with both is seen to end.
         stop_strings=tuple(dict.fromkeys((end, end.strip()))) if end.strip() else (),
@@ -45,7 +45,7 @@ def own_format(folder: Path, tokenizer: Any, file: Path | None = None) -> Prompt
 
 def own_template(chosen: PromptFormat) -> str | None:
     """The template inside such a format; `None` for any other format."""
-    return chosen.template.partition(MARK)[2].removeprefix("\n") or None
+    return chosen.template.partition(OWN_MARK)[2].removeprefix("\n") or None
 
 
 def check_own_format(processor: Any, name: str) -> list[str]:

@@ -25,7 +25,7 @@ from .formats import PromptFormat, chat_template_for, prompt_format
 from .image_encoder import vision_part
 from .image_processor import image_processor_for, picture_notes
 from .language_model import language_config, language_part
-from .own_format import OWN, check_own_format, own_format, own_template
+from .own_format import OWN_FORMAT, check_own_format, own_format, own_template
 from .parts import Part, Read
 from .projection import projection_note, projection_part
 from .qformer import qformer_part
@@ -107,7 +107,7 @@ def plan_conversion(
 
 def _prompt_format(name: str, language: Source, tokenizer: Any) -> PromptFormat:
     """A format by its name, the language model's own, or one of a file."""
-    if name == OWN:
+    if name == OWN_FORMAT:
         return own_format(language.need_folder(), tokenizer)
     if name.endswith((".jinja", ".yaml")):
         if not Path(name).is_file():

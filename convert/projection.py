@@ -8,7 +8,7 @@ from torch import nn
 
 from ..checkpoint import read_projection
 from .parts import Read
-from .sources import BLIP2, JMINIGPT4, LAVIS, PROJECTION, Source
+from .sources import BLIP2, JMINIGPT4, LAVIS, PROJECTION_FILE, Source
 
 # Sizes of a projection that tell what it was trained for: (input, output) -> whose it is. Vision-CAIR/MiniGPT-4.
 KNOWN_PROJECTIONS = {
@@ -24,7 +24,7 @@ PROJECTION_NAMES = {
     LAVIS: r".*llama_proj\.",
     BLIP2: r"language_projection\.",
     JMINIGPT4: r"model\.language_projection\.",
-    PROJECTION: r"",
+    PROJECTION_FILE: r"",
 }
 
 
@@ -128,7 +128,7 @@ def _trained_for(source: Source) -> str | None:
     if source.layout is JMINIGPT4:
         stated: Any = source.config.get("text_config") or {}
         return stated.get("_name_or_path") or None
-    if source.layout is PROJECTION:
+    if source.layout is PROJECTION_FILE:
         file = source.weights.fetch(source.weights.files["weight"])  # the name may be one on the Hub
         return read_projection(file)[2].get("language_model")
     return None

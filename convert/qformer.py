@@ -17,7 +17,7 @@ from .sources import BLIP2, JMINIGPT4, LAVIS, QFORMER, Source
 # BERT's. Early configurations of the Hub's BLIP-2 say otherwise (LAVIS#418).
 EPS = 1e-12
 # Attention heads cannot be read off the weights. Known by width: BERT-base.
-HEADS = {768: 12}
+QFORMER_HEADS = {768: 12}
 
 
 def qformer_part(source: Source, vision: PreTrainedConfig, heads: int | None = None) -> Part:
@@ -64,7 +64,7 @@ def _lavis(source: Source, heads: int | None) -> Part:
     config = Blip2QFormerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=attention_heads(heads, HEADS, width, "qformer_heads", source),
+        num_attention_heads=attention_heads(heads, QFORMER_HEADS, width, "qformer_heads", source),
         intermediate_size=weights.shape(f"{prefix}0.intermediate_query.dense.weight", 2)[0],
         encoder_hidden_size=weights.shape(f"{prefix}0.crossattention.self.key.weight", 2)[1],
         cross_attention_frequency=crossing[1] - crossing[0] if len(crossing) > 1 else layers,

@@ -27,7 +27,7 @@ from .weights import Weights
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 # What a folder holds besides its weights: small, and fetched at once.
-SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", *LICENCE_TEXTS]
+SOURCE_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", *LICENCE_TEXTS]
 
 # Buffers that old versions of transformers saved with every attention; today's compute them.
 LEGACY_BUFFERS = {
@@ -104,7 +104,7 @@ JMINIGPT4 = Layout(
     {},
 )
 LANGUAGE = Layout("causal language model", {"language": ""}, LEGACY_BUFFERS)
-PROJECTION = Layout("projection", {"projection": ""}, {})
+PROJECTION_FILE = Layout("projection", {"projection": ""}, {})
 
 
 @dataclass
@@ -247,7 +247,7 @@ def _open_from_hub(name: str) -> Source:
             source, folder = _open_file(name, path), path.parents[file.count("/")]
             source.readme = _readme(repo, folder.name) if kind == "model" else None
         else:
-            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=SMALL_FILES))
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=SOURCE_FILES))
             source = _open_folder(name, folder, partial(_fetch, repo, folder.name))
     except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError, OSError) as error:
         if isinstance(error, FileNotFoundError) and not isinstance(error, EntryNotFoundError):
@@ -279,7 +279,7 @@ def _fetch(repo: str, commit: str, file: str) -> Path | None:
 def _recognise(weights: Weights, name: str, config: dict[str, Any]) -> Layout:
     """The layout, from the model type where there is a config, else from the names of the tensors."""
     if set(weights.names()) == {"weight", "bias"}:  # also where it lies beside the config of a whole model
-        return PROJECTION
+        return PROJECTION_FILE
     model_type = config.get("model_type")
     if model_type == "jminigpt4":
         return JMINIGPT4

@@ -20,7 +20,7 @@ from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.utils import auto_docstring
 
-# Saving writes only the class that was saved; a checkpoint must name all the doors it can be opened through.
+# Saving writes only the class that was saved; a checkpoint must name every Auto class that can load it.
 AUTO_MAP = {
     "AutoConfig": "configuration_jminigpt4.JMiniGPT4Config",
     "AutoModel": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",

@@ -10,7 +10,7 @@ import torch
 from .. import JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from ..data.pictures import Picture
 from ..inference.answering import AnswerGenerator, Prompt
-from .items import Item, open_picture
+from .items import Item, decode_picture
 from .predictions import Prediction
 
 READING_THREADS = 2  # threads that decode pictures while the model answers
@@ -135,7 +135,7 @@ class Answerer:
         return {picture: pool.submit(self._pixel_values, picture) for picture in pictures}
 
     def _pixel_values(self, picture: Picture) -> torch.Tensor:
-        return self._generator.pixel_values([open_picture(picture, self._image_processor)])
+        return self._generator.pixel_values([decode_picture(picture, self._image_processor)])
 
     def _features(self, read: dict[Any, Future], known: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
         """Query features by picture, `(num_query_tokens, qformer_hidden_size)` each."""

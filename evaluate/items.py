@@ -57,7 +57,7 @@ def ask(question: str, pictures: int = 1) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}] if question else content}]
 
 
-def open_picture(picture: Picture, image_processor: Any) -> "Image.Image":
+def decode_picture(picture: Picture, image_processor: Any) -> "Image.Image":
     """A picture, decoded to RGB by a [`JMiniGPT4ImageProcessor`].
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint import finished_file
 from ..data.pictures import Picture
-from .items import Item, open_picture
+from .items import Item, decode_picture
 from .literature import anchors
 from .metrics.measure import Measure
 from .scoring import Result
@@ -109,7 +109,7 @@ def _thumbnail(picture: Picture) -> str:
     """A small JPEG as a data address."""
     from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
 
-    image = open_picture(picture, JMiniGPT4ImageProcessor())
+    image = decode_picture(picture, JMiniGPT4ImageProcessor())
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)

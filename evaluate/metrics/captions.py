@@ -23,7 +23,7 @@ def caption_measures(answers: Sequence[str], references: Sequence[Sequence[str]]
     right = [[words(reference) for reference in of] for of in references]
     return [
         *(bleu(said, right, order) for order in range(1, LONGEST + 1)),
-        rouge_l(said, right),
+        coco_rouge_l(said, right),
         cider_d(said, right),
         sacrebleu_ja(answers, references),
     ]
@@ -69,7 +69,7 @@ def _bleu_measure(name: str, metric, pairs: list[tuple[str, list[str]]], order: 
     return Measure(name, np.asarray(statistics, dtype=np.float64), combine, np.array([each.score for each in scores]))
 
 
-def rouge_l(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> Measure:
+def coco_rouge_l(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> Measure:
     """coco-caption's ROUGE-L: best precision and best recall over the references, combined with beta 1.2."""
     from rouge_score.rouge_scorer import RougeScorer
 

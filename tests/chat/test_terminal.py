@@ -53,7 +53,7 @@ def test_an_existing_folder_is_the_model(tmp_path, monkeypatch):
 
 def run(monkeypatch, capsys, settings, lines=""):
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    terminal.run(settings)
+    terminal.converse(settings)
     return capsys.readouterr()
 
 
@@ -134,7 +134,7 @@ def test_a_pipe_of_another_encoding(checkpoint, chat_model, processor, monkeypat
     lines = "何色?\n".encode() + "鳥?\n".encode("shift_jis")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     with pytest.raises(ValueError, match="Line 2 of standard input is not UTF-8"):
-        terminal.run(Settings(str(checkpoint)))
+        terminal.converse(Settings(str(checkpoint)))
     assert capsys.readouterr().out == ChatSession(chat_model, processor).ask("何色?") + "\n"
 
 
@@ -312,7 +312,7 @@ def test_verb_reads_its_options(monkeypatch):
     import typer
 
     seen = []
-    monkeypatch.setattr(terminal, "run", seen.append)
+    monkeypatch.setattr(terminal, "converse", seen.append)
     app = typer.Typer()
     app.command()(commands.chat)
     words = [
@@ -352,7 +352,7 @@ def test_in_a_real_terminal(checkpoint, picture_files, chat_model, processor, pi
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         try:
             sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
-            terminal.run(Settings(str(checkpoint), options={"max_new_tokens": 900, "min_new_tokens": 900}))
+            terminal.converse(Settings(str(checkpoint), options={"max_new_tokens": 900, "min_new_tokens": 900}))
             status = 0
         finally:
             os._exit(status)

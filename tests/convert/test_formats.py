@@ -2,7 +2,7 @@
 
 import pytest
 
-from jminigpt4.convert.formats import FORMATS, chat_template_for, prompt_format
+from jminigpt4.convert.formats import PROMPT_FORMATS, chat_template_for, prompt_format
 
 PICTURE = {"type": "image"}
 
@@ -56,7 +56,7 @@ def test_minigpt4_as_recorded(make_processor, expected):
     assert three == "<s>" + recorded["minigpt4_v1_demo_turn2"]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatml"])
+@pytest.mark.parametrize("name", [name for name in PROMPT_FORMATS if name != "chatml"])
 def test_a_conversation_continues_its_beginning(make_processor, name):
     messages = [{"role": "system", "content": "短く"}, *DIALOGUE, {"role": "assistant", "content": "柴犬"}]
     whole = render(make_processor, name, messages, open_end=True)
@@ -87,7 +87,7 @@ def test_what_others_train_on_ends_as_an_answer_ends(make_processor, name):
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatml"])
+@pytest.mark.parametrize("name", [name for name in PROMPT_FORMATS if name != "chatml"])
 @pytest.mark.parametrize(
     ("message", "error"),
     [

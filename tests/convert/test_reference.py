@@ -90,7 +90,7 @@ def test_logits(converted, expected, name, bos):
     logits = converted.model(**prompt_inputs(expected, name, bos)).logits
     reference = expected["forward"][f"logits.{name}.{'bos' if bos else 'nobos'}"]
     assert difference(logits[..., :IMAGE_TOKEN], reference) < TOLERANCE_AT_10
-    assert (logits[..., IMAGE_TOKEN] == torch.finfo(torch.float32).min).all()
+    assert torch.equal(logits[..., IMAGE_TOKEN], logits[..., :IMAGE_TOKEN].amax(-1) - 200)  # never the answer
 
 
 @pytest.mark.parametrize("name", PROMPTS)

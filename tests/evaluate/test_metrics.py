@@ -67,7 +67,7 @@ def test_rouge_l_of_captions_is_that_of_pycocoevalcap(seed):
     said, right = random_cases(seed)
     said = [each or ["犬"] for each in said]  # its scorer takes an empty text for one empty word
     expected, each = rouge.Rouge().compute_score(*as_coco(said, right))
-    measure = captions.rouge_l(said, right)
+    measure = captions.coco_rouge_l(said, right)
     assert measure.value() / 100 == pytest.approx(expected, abs=1e-9)
     np.testing.assert_allclose(measure.items / 100, each, atol=1e-9)
 

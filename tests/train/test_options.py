@@ -101,5 +101,5 @@ def test_the_language_model_in_8_bits(model_folder, captions):
 
 
 def test_unknown_attention_is_refused(captions):
-    with pytest.raises(ValueError, match="attention must be one of auto, sdpa, eager, flex_attention"):
+    with pytest.raises(ValueError, match="`attention` must be 'auto', 'sdpa', 'eager' or 'flex_attention'"):
         RECIPE.with_(attention="flash")
