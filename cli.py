@@ -1,4 +1,4 @@
-"""`jminigpt4 VERB`: the command line. What a verb needs, torch and transformers above all, is imported as it begins."""
+"""`jminigpt4 VERB`: the command line. What a verb needs, torch and transformers above all, comes as it begins."""
 
 import functools
 import importlib.metadata
