@@ -74,7 +74,7 @@ def finished_folder(path: str | os.PathLike, replace: bool = False) -> Generator
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
     try:
-        with _claim(temporary):
+        with _claim(temporary), naming_full_disk(path):
             # mkdtemp makes private folders; a checkpoint gets the permissions any new folder would get.
             temporary.chmod(0o777 & ~_umask())
             yield temporary
@@ -123,9 +123,11 @@ def naming_full_disk(path: Path) -> Generator[None]:
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from None
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+        if error.filename is not None or isinstance(error, FileExistsError | FileNotFoundError):
+            raise
+        if error.errno is None:  # numpy's: how much was asked for, and how much there was room for
+            raise OSError(f"{path} cannot be written: {error}") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def remove_unfinished(folder: str | os.PathLike, name: str = "*"):

@@ -28,6 +28,9 @@ def write_minigpt4_checkpoint(source: str | os.PathLike, path: str | os.PathLike
         (open_source(alone), "") if alone.is_file() else (open_checkpoint(source), "model.language_projection.")
     )
     model = {f"llama_proj.{kind}": opened.weights.read(f"{prefix}{kind}").clone() for kind in ("weight", "bias")}
-    with finished_file(path) as temporary:
-        torch.save({"model": model}, temporary)
+    try:
+        with finished_file(path) as temporary:
+            torch.save({"model": model}, temporary)
+    except RuntimeError as error:  # how torch tells of a full disk
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
     return path
