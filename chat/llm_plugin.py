@@ -13,10 +13,10 @@ KINDS = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "avif", "x-portable-pixmap
 
 @llm.hookimpl
 def register_models(register):
-    register(JMiniGPT4Model())
+    register(JMiniGPT4ForLLM())
 
 
-class JMiniGPT4Model(llm.Model):
+class JMiniGPT4ForLLM(llm.Model):
     """A checkpoint that answers on this machine; the embedded demo unless the option `checkpoint` names another."""
 
     model_id = "jminigpt4"
@@ -42,15 +42,16 @@ class JMiniGPT4Model(llm.Model):
 
         from .session import ChatSession
 
+        options: Any = prompt.options
         nothing = [Message("user")]  # which the session refuses in its own words
         *earlier, question = map(_read, prompt.messages or nothing)
-        session = ChatSession(*_load(prompt.options.checkpoint))
+        session = ChatSession(*_load(options.checkpoint))
         session.restore(earlier)
-        if prompt.options.seed is not None:
-            torch.manual_seed(prompt.options.seed)
+        if options.seed is not None:
+            torch.manual_seed(options.seed)
         text = "".join(part.get("text", "") for part in question["content"])
         images = [part["image"] for part in question["content"] if part["type"] == "image"]
-        yield from session.stream(text, images, **_generation_options(prompt.options))
+        yield from session.stream(text, images, **_generation_options(options))
         answer_length = len(session.turns[-1].answer_ids or [])
         response.set_usage(input=len(session.token_ids()) - answer_length, output=answer_length)
 
