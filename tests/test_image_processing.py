@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from jminigpt4 import JMiniGPT4ImageProcessor
 
@@ -427,6 +427,8 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM"])
 def test_mutated_files_give_a_picture_or_a_sentence(image_processor, file_format):
+    if file_format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
     generator = random.Random(file_format)
     picture = Image.fromarray(noise(48, 64, 3))
     variants = [encoded(picture, file_format), encoded(picture.convert("L").resize((300, 20)), file_format)]
