@@ -57,32 +57,24 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object in
         typer.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
-def _quiet(verb: Callable) -> Callable:
-    """The verb with nothing on the screen but its own output and errors: see `be_quiet`."""
-
-    @functools.wraps(verb)
-    def run(*args, **kwargs):
-        from .inference.loading import be_quiet
-
-        be_quiet()
-        return verb(*args, **kwargs)
-
-    return run
-
-
 VERBS = (
-    *(_quiet(chat.chat), _quiet(chat.serve), chat.serve_command),
+    *(chat.chat, chat.serve, chat.serve_command),
     *(convert.convert, convert.verify, convert.publish),
     *(train.train, train.features, train.data),
-    _quiet(evaluate.evaluate),
+    evaluate.evaluate,
     env,
 )
 
 
 def _beginning(verb: Callable) -> Callable:
+    """The verb with the model's classes registered, and nothing on the screen but its own output and errors."""
+
     @functools.wraps(verb)
     def begin(*args, **kwargs):
+        from .inference.loading import be_quiet
+
         register()
+        be_quiet()
         return verb(*args, **kwargs)
 
     return begin

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from .. import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
@@ -34,6 +35,7 @@ def be_quiet():
     [`load_checkpoint`] has to say about weights and precision is written all the same."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # of downloads: gigabytes want one
     for library in ("timm", "bitsandbytes", "torch.utils.cpp_extension"):
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it lists all of a file, also what fails
