@@ -577,7 +577,7 @@ class JMiniGPT4Processor(ProcessorMixin):
             ValueError: The template does not render the conversation as a continuation of `before`.
         """
         # A template without an end to leave out would hand the word on to the tokenizer.
-        options = {"open_end": True} if "open_end" in str(self.chat_template) else {}
+        options: dict[str, Any] = {"open_end": True} if "open_end" in str(self.chat_template) else {}
         text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **options)
         if not text.startswith(before):
             raise ValueError(
