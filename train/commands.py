@@ -96,11 +96,13 @@ def features(
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
 ):
     """Compute the query features of pictures once, for any number of trainings."""
+    from ..checkpoint import dtype_named
     from .distributed import init_processes
     from .features import FeatureCache, PictureEncoder, fill_together
     from .frozen import load_model
     from .recipe import Recipe
 
+    dtype_named(dtype)  # which the cache would find out only after the model is loaded
     state = init_processes()
     sources = [as_source(each) for each in _sources(data, images) or []]
     pictures = [picture for source in sources for row in read_source(source) for picture in row.pictures]

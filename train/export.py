@@ -5,10 +5,16 @@ import os
 import shutil
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..checkpoint import MANIFEST, finished_folder, read_projection, write_manifest
+from ..checkpoint import (
+    MANIFEST,
+    finished_folder,
+    open_weights,
+    read_projection,
+    read_weight_map,
+    write_manifest,
+)
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 # Loaders take `model.safetensors` without looking for an index, and read the files of an index in the order of names.
@@ -91,10 +97,10 @@ def _folder(base: str | os.PathLike) -> Path:
 
 def _weight_map(base: Path) -> dict[str, str]:
     if (base / INDEX).is_file():
-        return json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return read_weight_map(base / INDEX)
     if not (base / WEIGHTS).is_file():
         raise FileNotFoundError(f"{base} has no {WEIGHTS}: only a whole model in safetensors can be exported upon.")
-    with safe_open(base / WEIGHTS, framework="pt") as file:
+    with open_weights(base / WEIGHTS) as file:
         return dict.fromkeys(file.keys(), WEIGHTS)
 
 
@@ -102,7 +108,7 @@ def _check_size(base: Path, files: dict[str, str], shape: tuple[int, ...]):
     name = NAMES["weight"]
     if name not in files:
         raise ValueError(f"{base} has no {name}: it is no jminigpt4 model.")
-    with safe_open(base / files[name], framework="pt") as file:
+    with open_weights(base / files[name]) as file:
         expected = file.get_slice(name).get_shape()
     if list(expected) != list(shape):
         raise ValueError(

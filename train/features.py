@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..checkpoint import DTYPES, finished_file, remove_unfinished
+from ..checkpoint import DTYPES, dtype_named, finished_file, remove_unfinished
 from ..data.pictures import Picture, TablePicture
 from ..schema import explain
 from .augmentation import random_resized_crop
@@ -196,8 +196,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | os.PathLike, encoder: PictureEncoder, dtype: str = "float16"):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        dtype_named(dtype)
         self.folder, self.encoder, self.dtype = Path(folder), encoder, dtype
         self._check_fingerprint()
         self._shards: list[Shard] = []
