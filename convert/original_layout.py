@@ -27,6 +27,11 @@ def write_minigpt4_checkpoint(source: str | os.PathLike, path: str | os.PathLike
     opened, prefix = (
         (open_source(alone), "") if alone.is_file() else (open_checkpoint(source), "model.language_projection.")
     )
+    if f"{prefix}linear_1.weight" in opened.weights:
+        raise ValueError(
+            f"The projection of {source} is of two layers (`projection: mlp`), which MiniGPT-4's code does not load: "
+            "only one Linear layer can be written for it."
+        )
     model = {f"llama_proj.{kind}": opened.weights.read(f"{prefix}{kind}").clone() for kind in ("weight", "bias")}
     try:
         with finished_file(path) as temporary:

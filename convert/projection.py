@@ -46,6 +46,11 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
     if source.layout not in PROJECTION_NAMES:
         raise ValueError(f"{source.name} ({source.layout.name}) holds no projection.")
     pattern = PROJECTION_NAMES[source.layout]
+    if source.weights.matching(rf"{pattern}linear_\d\.weight$"):
+        raise ValueError(
+            f"The projection of {source.name} is of two layers (`projection: mlp`), and a conversion makes the "
+            "article's one Linear: take another projection, or none, and train with `projection: mlp` again."
+        )
     keys = {kind: source.weights.matching(rf"{pattern}{kind}$") for kind in ("weight", "bias")}
     if any(len(found) != 1 for found in keys.values()):
         raise ValueError(

@@ -17,11 +17,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint import finished_folder
 from .distributed import from_all, from_first
+from .encoder_gradient import StepPictures
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
 from .optimizers import OPTIMIZERS
 from .packing import Pack
+from .parts import parameter_groups
 from .recipe import Recipe
 from .resuming import RUN, RunDescription
 from .schedule import RateSchedule
@@ -93,13 +95,15 @@ class ProjectionTrainer(Trainer):
         """
         model.train()
         total = self._count(inputs)
-        features = self.pictures.features(inputs.query_features, inputs.pixel_values)
+        pictures = StepPictures(self.pictures, self.recipe, inputs)
         loss = 0.0
-        forwards = self._passes(inputs.packs, features) or [(None, None)]
-        for number, (pack, pictures) in enumerate(forwards, 1):
-            context = self.accelerator.no_sync(model) if number < len(forwards) else nullcontext()
-            with context:
-                loss += self._backward(model, pack, pictures, total)
+        forwards = self._passes(inputs.packs, pictures.features) or [(None, None)]
+        for number, (pack, features) in enumerate(forwards, 1):
+            last = number == len(forwards) and not self.recipe.learns_whole_parts
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss += self._backward(model, pack, features, total)
+        if self.recipe.learns_whole_parts:
+            pictures.backward(model)
         (loss,) = self._sums(loss)
         if not math.isfinite(loss):
             raise ValueError(
@@ -258,8 +262,10 @@ def _only(steps: list[Step]) -> Step:
 
 
 def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over what learns."""
-    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    """The recipe's optimiser over what learns; parts beside the projection are groups of their own."""
+    learning: Any = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    if recipe.learn != ["projection"] or recipe.learning_rates:
+        learning = parameter_groups(loss.model, recipe)
     return OPTIMIZERS[recipe.optimizer](learning, recipe)
 
 
