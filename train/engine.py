@@ -29,7 +29,7 @@ from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
 from .order import SampleOrder
 from .packing import Packer
 from .packing_proof import exact_packer, longest_groups
-from .parts import check_cache, learning_counts
+from .parts import check_options, learning_counts
 from .recipe import Recipe
 from .resuming import check_resumable, describe_run
 from .sampling import Samples
@@ -165,7 +165,7 @@ def _prepare(
     """All that comes before the first step; arguments as of `train`."""
     state = init_processes()
     recipe = _recipe(recipe, **changes)
-    check_cache(recipe, cache)
+    check_options(recipe, cache, projection)
     if overfit is not None:
         recipe, max_steps = by_heart(recipe, overfit), max_steps or 200
     sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))

@@ -52,7 +52,9 @@ class TrainedWeights:
                 f"of its run, where {TRAINED_PARTS} lies."
             )
         if (run / ADAPTER).is_dir() and not adapter.is_file():
-            raise ValueError(f"{run / ADAPTER} holds no {ADAPTER_WEIGHTS}: the adapters that were trained are missing.")
+            raise ValueError(
+                f"{run / ADAPTER} holds no {ADAPTER_WEIGHTS}: the adapters that were trained are missing."
+            )
         self._parts = open_weights(parts) if parts.is_file() else None
         self._changed = set(self._parts.keys()) if self._parts is not None else set()
         self._adapter = open_weights(adapter) if adapter.is_file() else None

@@ -1,5 +1,6 @@
 """The parts of a model that can learn, and what a recipe says of them: names, rates, contradictions."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -74,8 +75,18 @@ def _check_muon(recipe: Any, others: list[Part]):
         )
 
 
-def check_cache(recipe: Any, cache: Any):
-    """Raises `ValueError` where a feature cache is asked for and features do not stay what they are."""
+def check_options(recipe: Any, cache: Any, projection: Any):
+    """What is given beside a recipe, against what it trains.
+
+    Raises:
+        ValueError: A feature cache where features do not stay what they are, or a kind of projection where one to
+            begin with is named.
+    """
+    if projection in ("linear", "mlp") and not os.path.exists(projection):
+        raise ValueError(
+            f"projection names a file or run to begin with, and {projection} is a kind of projection: set it in the "
+            f"recipe, --set projection={projection} or Recipe.load(NAME, projection={projection!r})."
+        )
     if cache is not None and recipe.encoder_learns:
         parts = " and ".join(part for part in recipe.learn if part in ENCODER)
         raise ValueError(
