@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -100,7 +101,7 @@ class ProjectionTrainer(Trainer):
         forwards = self._passes(inputs.packs, pictures.features) or [(None, None)]
         for number, (pack, features) in enumerate(forwards, 1):
             last = number == len(forwards) and not self.recipe.learns_whole_parts
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            with nullcontext() if last else _without_exchange(model):
                 loss += self._backward(model, pack, features, total)
         if self.recipe.learns_whole_parts:
             pictures.backward(model)
@@ -255,6 +256,12 @@ def _whole(checkpoint: str | None) -> Generator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{checkpoint} is damaged: {reason}. Remove it to go on from the one before.") from None
+
+
+def _without_exchange(model: nn.Module) -> Any:
+    """Gradients stay in this process. (accelerate's own such context does nothing in a group of one, where data
+    parallelism waits for every parameter all the same.)"""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _only(steps: list[Step]) -> Step:

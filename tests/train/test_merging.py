@@ -128,7 +128,7 @@ def test_a_second_stage_keeps_what_the_first_one_trained(base, captions, tmp_pat
         account = Account.read(out)
         assert account.all_notes(out) == ["The projection and the Q-Former were trained with `jminigpt4 train`."]
         names = {part: source["name"] for part, source in account.all_sources(out).items()}
-        trained = "trained with jminigpt4 on captions"
+        trained = "trained with jminigpt4"
         assert names == {"qformer": f"blip2, {trained}", "vision": "eva", "projection": trained}
 
 
