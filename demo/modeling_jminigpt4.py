@@ -171,7 +171,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         sizes = (config.qformer_config.hidden_size, embedding_size)
         # CODEPATH: the article's checkpoints and all converted ones here; those trained with `projection: mlp` below.
         if config.projector_hidden_act is None:
-            self.language_projection: nn.Module = nn.Linear(*sizes)
+            self.language_projection: Any = nn.Linear(*sizes)
         else:
             self.language_projection = JMiniGPT4MultiModalProjector(*sizes, config.projector_hidden_act)
         self.post_init()

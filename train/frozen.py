@@ -31,8 +31,9 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     from accelerate import PartialState
 
     state, large = PartialState(), "vision" in recipe.learn or ("language" in recipe.learn and not recipe.lora)
+    device = state.device or torch.device("cpu")
     if isinstance(model, str | os.PathLike):
-        model, stored_processor = _load(os.fspath(model), recipe, state.device, large)
+        model, stored_processor = _load(os.fspath(model), recipe, device, large)
         processor = processor or stored_processor
     elif processor is None:
         raise ValueError("A loaded model needs its processor: pass `processor`.")
@@ -43,7 +44,7 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     # Updates of 1e-4 of a weight are below the resolution of half precision: what learns, learns in float32.
     model.model.language_projection.float()
     if large:
-        learn_in_float32(model, recipe, state.device)
+        learn_in_float32(model, recipe, device)
     if recipe.lora:
         add_lora(model, recipe.lora)
     if recipe.learn != ["projection"]:

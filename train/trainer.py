@@ -268,7 +268,7 @@ def _only(steps: list[Step]) -> Step:
     return steps[0]
 
 
-def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(loss: Any, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over what learns; parts beside the projection are groups of their own."""
     learning: Any = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     if recipe.learn != ["projection"] or recipe.learning_rates:

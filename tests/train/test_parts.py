@@ -368,3 +368,67 @@ def test_statistics_of_batch_norms_stay(run, make_model):
     loss = engine.PackLoss(model.requires_grad_(True)).train()
     assert model.model.vision_model.training and not model.model.vision_model.extra.training
     assert model.model.qformer.training and loss.training
+
+
+@pytest.mark.parametrize(
+    ("learn", "fault"),
+    [("language", "gate_proj"), ("qformer", None), ("projection", "language_projection"), ("language", None)],
+)
+def test_packs_that_teach_one_part_otherwise_are_not_trained(
+    make_model, processor, captions, monkeypatch, capsys, learn, fault
+):
+    """The comparison before the first step is of everything that learns: one weight's gradient alone, or that of the
+    features, a hundredth longer in a pack than in rows, ends in plain rows."""
+    model = make_model("llama")
+    run = _prepare(model, captions, RECIPE.with_(learn=[learn]), processor, progress=False)
+    if learn == "qformer":
+        forward = engine.PackLoss.forward
+
+        def off(self, pack, features, gradient=None):
+            features = features + 0.01 * (features - features.detach()) if self.packed else features
+            return forward(self, pack, features, gradient)
+
+        monkeypatch.setattr(engine.PackLoss, "forward", off)
+    for name, each in model.named_parameters():
+        if fault is not None and fault in name:
+            each.register_hook(lambda gradient: gradient * (1.01 if run.loss.packed else 1.0))
+    run._prove_packing()
+    is_exact = learn == "language" and fault is None
+    assert run.loss.packed == is_exact
+    assert ("Rows are trained one by one" in capsys.readouterr().out) != is_exact
+
+
+def test_the_prefix_before_the_picture_is_computed_anew_where_the_language_model_learns(
+    make_model, processor, captions
+):
+    kept = {
+        learn: bool(_prepare(make_model(), captions, RECIPE.with_(learn=[learn]), processor).packer.prefix)
+        for learn in ("projection", "qformer", "language")
+    }
+    assert kept == {"projection": True, "qformer": True, "language": False}
+
+
+def test_a_projection_of_two_layers_is_made_learnt_and_resumed(run, make_model, capsys):
+    recipe = RECIPE.with_(projection="mlp")
+    whole = run("whole", recipe=recipe)
+    assert "The model's own projection is left out: `projection: mlp` is another kind" in capsys.readouterr().out
+    layer = whole.model.model.language_projection
+    stored = load_file(whole.output / "projection.safetensors")
+    assert stored.keys() == dict(layer.named_parameters()).keys()
+    run("parts", recipe=recipe, max_steps=2)
+    again = load_file(run("parts", recipe=recipe).output / "projection.safetensors")
+    assert all(torch.equal(again[name], stored[name]) for name in stored)
+    with pytest.raises(ValueError, match='projection was "mlp" and is null'):
+        run("parts")
+    next_ = run("next", recipe=recipe, projection=whole.output, max_steps=1, learning_rate=1e-9,
+                min_learning_rate=0.0, warmup_learning_rate=0.0)  # fmt: skip
+    begun = load_file(next_.output / "projection.safetensors")
+    assert all(torch.allclose(begun[name], stored[name], atol=1e-6) for name in stored)
+
+
+def test_a_projection_of_the_models_own_kind_is_kept(make_model, processor, captions, capsys):
+    model = make_model()
+    before = model.model.language_projection.weight.clone()
+    run = _prepare(model, captions, RECIPE.with_(projection="linear"), processor, progress=False)
+    assert torch.equal(run.model.model.language_projection.weight, before)
+    assert "left out" not in capsys.readouterr().out
