@@ -425,17 +425,9 @@ def test_a_projection_of_two_layers(make_config, pixel_values, tmp_path):
     assert 0.8 < float(projector.linear_2.weight.detach().std()) / config.initializer_range < 1.2
     assert not projector.linear_1.bias.any()
 
-    llava = LlavaMultiModalProjector(
-        LlavaConfig(
-            vision_config={
-                "model_type": "clip_vision_model",
-                "hidden_size": projector.in_features,
-                "num_attention_heads": 4,
-            },
-            text_config={"model_type": "llama", "hidden_size": projector.out_features, "num_attention_heads": 4},
-            vision_feature_layer=-2,
-        )
-    )
+    vision = {"model_type": "clip_vision_model", "hidden_size": projector.in_features, "num_attention_heads": 4}
+    text = {"model_type": "llama", "hidden_size": projector.out_features, "num_attention_heads": 4}
+    llava = LlavaMultiModalProjector(LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-2))
     llava.load_state_dict(projector.state_dict())
     features = model.get_query_features(pixel_values)
     assert torch.equal(model.get_image_features(query_features=features).pooler_output, llava(features))

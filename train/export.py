@@ -30,17 +30,17 @@ def check_exportable(base: str | os.PathLike, recipe: Recipe):
     """Whether what a recipe trains can be exported upon a base: found out before it is trained.
 
     Raises:
-        FileNotFoundError: `base` has no safetensors weights.
+        FileNotFoundError: There is no `base`, or it has no safetensors weights.
         ValueError: They cannot take what is trained.
     """
-    folder = _folder(base)
-    stored = set(_weight_map(folder))
+    config = checkpoint_config(base)
+    stored = set(_weight_map(_folder(base)))
     if recipe.lora and recipe.load_in_8bit:
         raise ValueError(
             "--export merges adapters into the weights that they were trained on, and with load_in_8bit these are "
             "rounded ones that no file holds: train without load_in_8bit, or without --export, and publish `adapter`."
         )
-    if recipe.language_learns and (name := unmergeable(checkpoint_config(folder), stored)):
+    if recipe.language_learns and (name := unmergeable(config, stored)):
         raise ValueError(
             f"--export cannot put a trained language model into {base}, which stores {name} otherwise than the model "
             "holds it (experts are merged while they are loaded): train without --export, or without the language "

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from jminigpt4.checkpoint import write_manifest
 from jminigpt4.convert.account import Account
 from jminigpt4.convert.original_layout import write_minigpt4_checkpoint
+from jminigpt4.convert.projection import projection_part
+from jminigpt4.convert.sources import open_source
 from jminigpt4.convert.verification import verify_folder
 from jminigpt4.inference.loading import load_checkpoint
 from jminigpt4.train import engine
@@ -186,6 +188,7 @@ def test_a_projection_without_what_it_was_trained_with_is_refused(base, captions
     for refused in (
         lambda: export(folder, alone, tmp_path / "other"),
         lambda: train(folder, captions, tmp_path / "next", RECIPE, projection=alone, **options),
+        lambda: projection_part(open_source(alone), 32, 32, "a language model"),
         lambda: write_minigpt4_checkpoint(run, tmp_path / "checkpoint.pth"),
         lambda: write_minigpt4_checkpoint(tmp_path / "out", tmp_path / "checkpoint.pth"),
     ):
@@ -203,9 +206,11 @@ def test_a_projection_without_what_it_was_trained_with_is_refused(base, captions
 
 def test_two_layers_are_no_projection_of_the_originals(base, captions, tmp_path):
     train_and_export(base(), captions, tmp_path, projection="mlp")
-    for source in ("run", "out"):
+    for source, name in (("run", "run/projection.safetensors"), ("out", "out")):
         with pytest.raises(ValueError, match="of two layers"):
             write_minigpt4_checkpoint(tmp_path / source, tmp_path / "checkpoint.pth")
+        with pytest.raises(ValueError, match="of two layers .* a conversion makes the article's one Linear"):
+            projection_part(open_source(tmp_path / name), 32, 32, "a language model")
     with pytest.raises(ValueError, match="is of the kind mlp and the model's linear: set `projection: mlp`"):
         train(tmp_path / "base", captions, tmp_path / "next", RECIPE, projection=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="projection names a file or run to begin with, and mlp is a kind"):

@@ -357,6 +357,11 @@ def test_what_learns_is_held_in_float32_and_computed_as_asked(make_model, proces
     assert set(seen) == {torch.bfloat16}
     exact = _prepare(tmp_path / "model", captions, recipe.with_(dtype="auto"), progress=False)
     assert exact.first_loss() == pytest.approx(run.first_loss(), rel=0.05)
+    make_model("llama").save_pretrained(tmp_path / "exact")
+    processor.save_pretrained(tmp_path / "exact")
+    masters, _ = load_model(tmp_path / "exact", None, recipe)
+    stored = make_model("llama").state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in masters.state_dict().items())
     frozen = _prepare(tmp_path / "model", captions, recipe.with_(learn=["language"]), progress=False).model
     assert frozen.model.vision_model.dtype == torch.bfloat16 and frozen.dtype == torch.float32
     assert frozen.model.query_tokens.dtype == torch.float32
