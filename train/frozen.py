@@ -49,7 +49,8 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
         add_lora(model, recipe.lora)
     if recipe.learn != ["projection"]:
         set_learning(model, recipe)
-        setattr(model, CHANGED, {part_of(name) for name, each in own_parameters(model) if each.requires_grad})
+        learning = {part_of(name) for name, each in own_parameters(model) if each.requires_grad}
+        setattr(model, CHANGED, getattr(model, CHANGED, set()) | learning)
         if state.is_main_process:
             tqdm.write(learning_line(model))
     if recipe.gradient_checkpointing:
