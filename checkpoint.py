@@ -433,16 +433,15 @@ def check_not_pointer(path: Path):
 
 
 def save_projection(model: torch.nn.Module, folder: str | os.PathLike, metadata: dict[str, str] | None = None) -> Path:
-    """Writes the trained Linear layer alone, `projection.safetensors`, and returns its path.
+    """Writes the trained projection alone, `projection.safetensors`, and returns its path.
 
     Args:
         model: A [`JMiniGPT4ForConditionalGeneration`].
         folder: An existing folder.
         metadata: What the file shall say of itself, for instance which language model it was trained for.
     """
-    layer = model.model.language_projection
     path = Path(folder) / PROJECTION
-    tensors = {"weight": layer.weight.detach().contiguous(), "bias": layer.bias.detach().contiguous()}
+    tensors = {name: each.detach().contiguous() for name, each in model.model.language_projection.named_parameters()}
     with finished_file(path) as temporary:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary, metadata=metadata)
     return path
@@ -454,19 +453,38 @@ def read_projection(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: The file is no projection file, or its projection is of two layers.
+    """
+    tensors, metadata = read_projection_tensors(path)
+    if len(tensors) != 2:
+        raise ValueError(f"{path} is a projection of two layers (`projection: mlp`) where one Linear layer is taken.")
+    return tensors["weight"], tensors["bias"], metadata
+
+
+def read_projection_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors, by their names in the projection, and metadata of a projection file or of the one in a folder: `weight`
+    and `bias` of the article's, `linear_1.weight` … `linear_2.bias` of one of two layers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is no projection file.
     """
     path = Path(path)
     path = path / PROJECTION if path.is_dir() else path
     with open_weights(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name in ("weight", "bias")}  # noqa: SIM118
+        names = set(file.keys())
+        layers = ("linear_1.", "linear_2.") if "linear_1.weight" in names else ("",)
+        expected = [f"{layer}{kind}" for layer in layers for kind in ("weight", "bias")]
+        tensors = {name: file.get_tensor(name) for name in expected if name in names}
         metadata = file.metadata() or {}
-    if len(tensors) != 2:
-        raise ValueError(f"{path} is not a projection file: it needs the tensors `weight` and `bias`.")
-    weight, bias = tensors["weight"], tensors["bias"]
-    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not all(map(torch.is_floating_point, (weight, bias))):
-        raise ValueError(
-            f"{path} is not a projection file: weight {tuple(weight.shape)} {weight.dtype} and bias "
-            f"{tuple(bias.shape)} {bias.dtype} are no Linear layer."
-        )
-    return weight, bias, metadata
+    if len(tensors) != len(expected):
+        named = " and ".join(f"`{name}`" for name in expected) if len(layers) == 1 else "both layers' weight and bias"
+        raise ValueError(f"{path} is not a projection file: it needs the tensors {named}.")
+    for layer in layers:
+        weight, bias = tensors[f"{layer}weight"], tensors[f"{layer}bias"]
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or not all(map(torch.is_floating_point, (weight, bias))):
+            raise ValueError(
+                f"{path} is not a projection file: weight {tuple(weight.shape)} {weight.dtype} and bias "
+                f"{tuple(bias.shape)} {bias.dtype} are no Linear layer."
+            )
+    return tensors, metadata

@@ -15,6 +15,8 @@ CONVERSION = "conversion.json"
 TRAINED_PROJECTION = "model-projection.safetensors"
 FRESH = "The projection is freshly initialised: it has to be trained before the model says anything of use."
 TRAINED = "The projection was trained with `jminigpt4 train`."
+# What `jminigpt4 train` calls the parts that may learn with it.
+LEARNT = {"language": "the language model", "qformer": "the Q-Former", "vision": "the image encoder"}
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Account:
         sources: For each part (`vision`, `qformer`, `language`, `projection`) its `name`, Hub `repo` and `commit`,
             `layout`, `license` (with `license_name` and `license_link` where its card states them), `languages` that
             its card names, and the tensors `left_out`, counted by reason. A projection that was trained with this
-            package is `trained`, and says what it was `trained_on`.
+            package is `trained`, and says what it was `trained_on`, and which `trained_parts` learnt with it.
         fresh_projection: Whether the conversion initialised the projection, so that it was of no use that day.
         datasets: Hub ids of what the projection was trained on.
         notes: What the user should know, one sentence each.
@@ -78,15 +80,29 @@ class Account:
         return (Path(folder) / TRAINED_PROJECTION).is_file()
 
     def all_sources(self, folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-        """The sources, with the projection that lies in the folder today, which may be one trained since."""
+        """The sources, with the projection that lies in the folder today, which may be one trained since, and with it
+        other parts."""
         if not self.trained_since(folder):
             return self.sources
-        return self.sources | {"projection": trained_projection(Path(folder) / TRAINED_PROJECTION)}
+        projection = trained_projection(Path(folder) / TRAINED_PROJECTION)
+        trained = {
+            part: {**source, "name": f"{source['name']}, {projection['name']}"}
+            for part, source in self.sources.items()
+            if part in projection.get("trained_parts", ()) and "name" in source
+        }
+        return self.sources | trained | {"projection": projection}
+
+    def trained_parts(self, folder: str | os.PathLike) -> list[str]:
+        """What was trained with this package, in words: the projection, and other parts with it."""
+        parts = self.all_sources(folder).get("projection", {}).get("trained_parts", [])
+        return ["the projection", *(LEARNT.get(part, part) for part in parts)]
 
     def all_notes(self, folder: str | os.PathLike) -> list[str]:
         """The notes, and what is true of the folder's projection today."""
         trained = self.all_sources(folder).get("projection", {}).get("trained")
-        return self.notes + ([TRAINED] if trained else [FRESH] if self.fresh_projection else [])
+        *parts, last = self.trained_parts(folder)
+        several = f"T{', '.join(parts)[1:]} and {last} were trained with `jminigpt4 train`."
+        return self.notes + ([several if parts else TRAINED] if trained else [FRESH] if self.fresh_projection else [])
 
 
 def trained_projection(path: Path) -> dict[str, Any]:
@@ -96,6 +112,9 @@ def trained_projection(path: Path) -> dict[str, Any]:
             stated = file.metadata() or {}
     except SafetensorError:  # that it is damaged is said by `verify`
         stated = {}
-    data = [name for name in stated.get("trained_on", "").split(", ") if name]
+    data, parts = (
+        [name for name in stated.get(key, "").split(", ") if name] for key in ("trained_on", "trained_parts")
+    )
     name = f"trained with jminigpt4{' on ' + ', '.join(data) if data else ''}"
-    return {"name": name, "layout": "projection", "license": None, "trained": True, "trained_on": data}
+    source = {"name": name, "layout": "projection", "license": None, "trained": True, "trained_on": data}
+    return {**source, "trained_parts": parts} if parts else source

@@ -78,7 +78,7 @@ Their own texts: {{ texts }}.
 ## Compared with the originals
 
 Each stage of this folder against the sources' own modules on the same pictures
-{{- ", before the projection was trained" if account.trained_since(folder) }}.
+{{- ", before " ~ account.trained_parts(folder)|join(", ") ~ " was trained" if account.trained_since(folder) }}.
 
 | stage | max abs difference | tolerance |
 |---|---|---|

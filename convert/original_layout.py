@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import PROJECTION, finished_file
+from .account import TRAINED_PROJECTION
 from .checks import new_path
+from .projection import check_alone
 from .sources import open_checkpoint, open_source
 
 
@@ -23,10 +25,19 @@ def write_minigpt4_checkpoint(source: str | os.PathLike, path: str | os.PathLike
         ValueError: The source holds no projection.
     """
     path = new_path(path)
-    alone = Path(source) / PROJECTION
+    source = Path(source)
+    alone = source / PROJECTION
     opened, prefix = (
         (open_source(alone), "") if alone.is_file() else (open_checkpoint(source), "model.language_projection.")
     )
+    file = source / (PROJECTION if alone.is_file() else TRAINED_PROJECTION)
+    if file.is_file():
+        check_alone(file, str(source))
+    if f"{prefix}linear_1.weight" in opened.weights:
+        raise ValueError(
+            f"The projection of {source} is of two layers (`projection: mlp`), which MiniGPT-4's code does not load: "
+            "only one Linear layer can be written for it."
+        )
     model = {f"llama_proj.{kind}": opened.weights.read(f"{prefix}{kind}").clone() for kind in ("weight", "bias")}
     try:
         with finished_file(path) as temporary:

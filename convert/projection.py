@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import read_projection
+from .account import trained_projection
 from .parts import Read
 from .sources import BLIP2, JMINIGPT4, LAVIS, PROJECTION_FILE, Source
 
@@ -46,6 +47,13 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
     if source.layout not in PROJECTION_NAMES:
         raise ValueError(f"{source.name} ({source.layout.name}) holds no projection.")
     pattern = PROJECTION_NAMES[source.layout]
+    if source.weights.matching(rf"{pattern}linear_\d\.weight$"):
+        raise ValueError(
+            f"The projection of {source.name} is of two layers (`projection: mlp`), and a conversion makes the "
+            "article's one Linear: take another projection, or none, and train with `projection: mlp` again."
+        )
+    if source.layout is PROJECTION_FILE:
+        check_alone(source.weights.fetch(source.weights.files["weight"]), source.name)
     keys = {kind: source.weights.matching(rf"{pattern}{kind}$") for kind in ("weight", "bias")}
     if any(len(found) != 1 for found in keys.values()):
         raise ValueError(
@@ -56,6 +64,19 @@ def projection_part(source: Source | None, qformer_size: int, hidden_size: int, 
     if found != (hidden_size, qformer_size):
         raise ValueError(_wrong_size(source, found, (hidden_size, qformer_size), language))
     return {f"model.language_projection.{kind}": source.weights.take(key[0]) for kind, key in keys.items()}
+
+
+def check_alone(file: Path, name: str):
+    """Whether a projection that this package trained can stand elsewhere without the parts that learnt with it.
+
+    Raises:
+        ValueError: It was trained together with others.
+    """
+    if parts := trained_projection(file).get("trained_parts"):
+        raise ValueError(
+            f"The projection of {name} was trained together with {', '.join(parts)}, and is of no use without: take "
+            "the whole model that `jminigpt4 train --export` made."
+        )
 
 
 def _fresh_projection(qformer_size: int, hidden_size: int) -> dict[str, Read]:

@@ -105,6 +105,7 @@ JMINIGPT4 = Layout(
 )
 LANGUAGE = Layout("causal language model", {"language": ""}, LEGACY_BUFFERS)
 PROJECTION_FILE = Layout("projection", {"projection": ""}, {})
+TWO_LAYERS = {f"linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
 
 
 @dataclass
@@ -278,7 +279,10 @@ def _fetch(repo: str, commit: str, file: str) -> Path | None:
 
 def _recognise(weights: Weights, name: str, config: dict[str, Any]) -> Layout:
     """The layout, from the model type where there is a config, else from the names of the tensors."""
-    if set(weights.names()) == {"weight", "bias"}:  # also where it lies beside the config of a whole model
+    if set(weights.names()) in (
+        {"weight", "bias"},
+        TWO_LAYERS,
+    ):  # also where it lies beside the config of a whole model
         return PROJECTION_FILE
     model_type = config.get("model_type")
     if model_type == "jminigpt4":

@@ -17,6 +17,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.utils import auto_docstring
 
@@ -98,6 +99,9 @@ class JMiniGPT4Config(PreTrainedConfig):
         encoder's blocks, which is 1e-6.
     lm_head_bias (`bool`, *optional*, defaults to `False`):
         Whether the head of the language model has a bias.
+    projector_hidden_act (`str`, *optional*):
+        Activation between the two layers of the projection, as LLaVA-1.5 has them (`"gelu"`). By default, and where a
+        checkpoint does not state it, the projection is the article's: one linear layer.
 
     Example:
 
@@ -119,6 +123,7 @@ class JMiniGPT4Config(PreTrainedConfig):
     image_token_id: int = 6
     vision_layernorm_eps: float = 1e-5
     lm_head_bias: bool = False
+    projector_hidden_act: str | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -131,6 +136,14 @@ class JMiniGPT4Config(PreTrainedConfig):
         """
         _check_attention(config_dict)
         return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values. A linear projection is stated by nothing, as it was before there was
+        another."""
+        values = super().to_dict()
+        if self.projector_hidden_act is None:
+            values.pop("projector_hidden_act", None)
+        return values
 
     def __post_init__(self, **kwargs: Any):
         check_image_encoder(self.vision_config)
@@ -150,6 +163,8 @@ class JMiniGPT4Config(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_image_token()
+        if self.projector_hidden_act is not None and self.projector_hidden_act not in ACT2FN:
+            raise ValueError(f"projector_hidden_act {self.projector_hidden_act!r} is no activation of transformers.")
 
     def _check_image_token(self):
         # Outside the table every look-up of a prompt would fail, deep in the model and without a name.

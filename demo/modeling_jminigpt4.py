@@ -35,6 +35,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 19
 
 from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -127,6 +128,21 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
 
+class JMiniGPT4MultiModalProjector(nn.Module):
+    """Two linear layers in the place of the article's one, `(*, in_features)` to `(*, out_features)` (LLaVA-1.5,
+    arXiv:2310.03744, section 3.3)."""
+
+    def __init__(self, in_features: int, out_features: int, hidden_act: str):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.linear_1 = nn.Linear(in_features, out_features)
+        self.act = ACT2FN[hidden_act]
+        self.linear_2 = nn.Linear(out_features, out_features)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
 @auto_docstring(custom_intro="Image encoder, Q-Former, projection and language model, without the head.")
 class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
     def __init__(self, config: JMiniGPT4Config):
@@ -152,7 +168,12 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.family = Family(config.text_config, self.language_model)
         embedding_size = self.language_model.get_input_embeddings().embedding_dim
-        self.language_projection = nn.Linear(config.qformer_config.hidden_size, embedding_size)
+        sizes = (config.qformer_config.hidden_size, embedding_size)
+        # CODEPATH: the article's checkpoints and all converted ones here; those trained with `projection: mlp` below.
+        if config.projector_hidden_act is None:
+            self.language_projection: Any = nn.Linear(*sizes)
+        else:
+            self.language_projection = JMiniGPT4MultiModalProjector(*sizes, config.projector_hidden_act)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -267,7 +288,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             outputs = BaseModelOutputWithPooling(last_hidden_state=query_features)
         else:
             raise ValueError("Give exactly one of `pixel_values` and `query_features`.")
-        weight, features = self.language_projection.weight, outputs.last_hidden_state
+        weight, features = next(self.language_projection.parameters()), outputs.last_hidden_state
         # On meta only while offloaded: then accelerate moves weight and features to where they meet.
         features = features if weight.is_meta else features.to(weight.device)
         # A quantised projection has integer weights: only a floating point dtype may be copied from it.

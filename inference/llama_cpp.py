@@ -192,7 +192,7 @@ class LlamaCppForConditionalGeneration(JMiniGPT4ForConditionalGeneration):
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the projection, which makes what llama.cpp is given."""
-        return self.model.language_projection.weight.dtype
+        return next(self.model.language_projection.parameters()).dtype
 
     def new_cache(self, length: int, rows: int = 1) -> LlamaCppCache:
         """Room for a conversation or a batch; see [`LlamaCppCache`]."""

@@ -74,3 +74,16 @@ def test_image_token_must_be_in_the_table(make_config, image_token_id):
         ValueError, match=f"image_token_id {image_token_id} is outside the embedding table of 513 rows"
     ):
         make_config(image_token_id=image_token_id)
+
+
+def test_a_linear_projection_is_stated_by_nothing(make_config, tmp_path):
+    """Files written before there was another kind stay what they are, byte for byte, and mean what they meant."""
+    config = make_config()
+    assert "projector" not in config.to_json_string() + config.to_json_string(use_diff=False)
+    config.save_pretrained(tmp_path)
+    assert JMiniGPT4Config.from_pretrained(tmp_path).projector_hidden_act is None
+    config.projector_hidden_act = "gelu"
+    config.save_pretrained(tmp_path)
+    assert JMiniGPT4Config.from_pretrained(tmp_path).projector_hidden_act == "gelu"
+    with pytest.raises(ValueError, match="projector_hidden_act 'gleu' is no activation of transformers"):
+        JMiniGPT4Config(projector_hidden_act="gleu")

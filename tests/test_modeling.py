@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig, Blip2QFormerConfig, TimmWrapperConfig
+from transformers import AutoConfig, BitsAndBytesConfig, Blip2QFormerConfig, LlavaConfig, TimmWrapperConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
 from jminigpt4.modeling_jminigpt4 import CACHE_NAME
@@ -410,3 +411,30 @@ def test_compiles_and_exports_whole(model, pixel_values):
     torch.testing.assert_close(compiled(**inputs).logits, expected)
     exported = torch.export.export(model, (), inputs, strict=False)
     torch.testing.assert_close(exported.module()(**inputs).logits, expected)
+
+
+def test_a_projection_of_two_layers(make_config, pixel_values, tmp_path):
+    """LLaVA's projector: its modules, its values, its initialisation; float32 in a half-precision model."""
+    config = make_config("llama")
+    config.projector_hidden_act = "gelu"
+    torch.manual_seed(0)
+    model = JMiniGPT4ForConditionalGeneration(config).eval()
+    projector = model.model.language_projection
+    names = {f"linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
+    assert {name for name, _ in projector.named_parameters()} == names
+    assert 0.8 < float(projector.linear_2.weight.detach().std()) / config.initializer_range < 1.2
+    assert not projector.linear_1.bias.any()
+
+    vision = {"model_type": "clip_vision_model", "hidden_size": projector.in_features, "num_attention_heads": 4}
+    text = {"model_type": "llama", "hidden_size": projector.out_features, "num_attention_heads": 4}
+    llava = LlavaMultiModalProjector(LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-2))
+    llava.load_state_dict(projector.state_dict())
+    features = model.get_query_features(pixel_values)
+    assert torch.equal(model.get_image_features(query_features=features).pooler_output, llava(features))
+
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = JMiniGPT4ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.model.language_projection.linear_2.weight.dtype == torch.float32
+    loaded.freeze()
+    learning = {name for name, each in loaded.named_parameters() if each.requires_grad}
+    assert learning == {f"model.language_projection.{name}" for name in names}

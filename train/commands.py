@@ -56,12 +56,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show one step and what it costs; train nothing.")
     ] = False,
-    export: Annotated[Path | None, typer.Option(help="Folder for the whole model with the new projection.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Folder for the whole model with all that was trained.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
     workers: Annotated[int, typer.Option(help="Processes that prepare steps ahead.")] = 0,
 ):
-    """Train the projection of a model on pictures and texts."""
+    """Train the projection of a model, or more of it, on pictures and texts."""
     from . import engine
     from .distributed import init_processes
     from .recipe import Recipe

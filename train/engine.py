@@ -19,6 +19,8 @@ from transformers import PrinterCallback, TrainingArguments
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
 from .distributed import TIMEOUT, from_all, from_first, init_processes
+from .encoder_gradient import StepPictures
+from .export import check_exportable
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .frozen import load_model, load_trained, save_trained
@@ -27,6 +29,7 @@ from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
 from .order import SampleOrder
 from .packing import Packer
 from .packing_proof import exact_packer, longest_groups
+from .parts import check_options, learning_counts
 from .recipe import Recipe
 from .resuming import check_resumable, describe_run
 from .sampling import Samples
@@ -79,8 +82,8 @@ def train(
     workers: int = 0,
     **changes: Any,
 ) -> Training:
-    """Trains the projection of a model on pictures and texts; under torchrun or `accelerate launch`, in all processes
-    together.
+    """Trains the projection of a model on pictures and texts, and what else its recipe names; under torchrun or
+    `accelerate launch`, in all processes together.
 
     Args:
         model: Folder or Hub name of a jminigpt4 checkpoint, or a loaded model (then give its `processor`).
@@ -93,7 +96,7 @@ def train(
         resume: Whether to go on where an earlier run in `output` stopped; off, its checkpoints are an error.
         max_steps: Stop after so many optimiser steps.
         overfit: Learn so many pictures by heart, which shows that data, tokens and labels belong together.
-        export: Folder to make, at the end, of the whole model with the trained projection; see [`export`].
+        export: Folder to make, at the end, of the whole model with all that was trained; see [`export`].
         report_to: Where transformers' `Trainer` reports to, besides `metrics.jsonl`.
         progress: Whether to show progress bars.
         workers: Processes that prepare steps ahead.
@@ -114,7 +117,10 @@ def train(
         if Path(export).exists():
             raise FileExistsError(f"{export} exists already: choose another folder for the exported model.")
     _check_report(report_to)
-    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
+    recipe = _recipe(recipe, **changes)
+    if export is not None:
+        check_exportable(model, recipe)
+    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress)
     result = run.train(Path(output), resume, report_to, progress, workers)
     if overfit is not None:
         result = replace(result, answers=run.answers())
@@ -137,8 +143,9 @@ def dry_run(
 
     Returns:
         `steps` of the run; `rows`, `tokens`, `packs` and `supervised_tokens_per_row` of the first step, over all
-        processes; the `loss` of its first pack; `seconds` and `peak_memory_gb` of the process that took most; and
-        the `hours` that all steps would take at this pace.
+        processes; the `loss` of its first pack; `seconds` and `peak_memory_gb` of the process that took most; the
+        `optimizer_memory_gb` that a run needs on top, two float32 numbers for every parameter that learns; and the
+        `hours` that all steps would take at this pace.
     """
     return _prepare(model, data, recipe, **options).dry_run()
 
@@ -157,8 +164,8 @@ def _prepare(
 ) -> "Run":
     """All that comes before the first step; arguments as of `train`."""
     state = init_processes()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    recipe = recipe.with_(**changes)
+    recipe = _recipe(recipe, **changes)
+    check_options(recipe, cache, projection)
     if overfit is not None:
         recipe, max_steps = by_heart(recipe, overfit), max_steps or 200
     sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
@@ -180,6 +187,10 @@ def _prepare(
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
     return run
+
+
+def _recipe(recipe: Recipe | str | os.PathLike, **changes: Any) -> Recipe:
+    return (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_(**changes)
 
 
 def _pictures(sources: list[SourceData]) -> set[str]:
@@ -438,7 +449,7 @@ class Run:
         rows = [group.rows[0] for group in held if group.pictures][:4]
         return Samples(
             self.model, self.processor, rows, self.encoder, output, steps,
-            everywhere=self.recipe.shard_language,
+            everywhere=self.recipe.shard_language, encoder_learns=self.recipe.encoder_learns,
         )  # fmt: skip
 
     def answers(self) -> list[tuple[str, str]]:
@@ -526,13 +537,15 @@ class Run:
         self._note_warmup()
         self._prove_packing()
         loss = self.first_loss()
-        self.model.train()
+        self.loss.train()
         start = time.perf_counter()
         step = self.steps[0]
-        features = self.encoder.features(step.query_features, step.pixel_values)
+        pictures = StepPictures(self.encoder, self.recipe, step)
         spread = self.recipe.shard_language
-        for pack, pictures in passes(step.packs, features, self.model.config, self.device, spread):
-            torch.autograd.backward(self.loss(pack, pictures).sum())
+        for pack, features in passes(step.packs, pictures.features, self.model.config, self.device, spread):
+            torch.autograd.backward(self.loss(pack, features).sum())
+        if self.recipe.learns_whole_parts:
+            pictures.backward(self.loss)
         self.model.zero_grad(set_to_none=True)
         supervised = sum(len(pack.targets) for pack in step.packs)
         own = (step.rows, step.tokens, len(step.packs), supervised, time.perf_counter() - start, peak_memory_gb())
@@ -546,14 +559,15 @@ class Run:
             "loss": loss,
             "seconds": max(seconds),
             "peak_memory_gb": max(memory),
+            "optimizer_memory_gb": 8 * sum(learning_counts(self.model).values()) / 1e9,
             "hours": max(seconds) * len(self.steps) / 3600,
         }
 
 
 def _no_prefix(recipe: Recipe) -> bool:
-    """Adapters change what the prefix is to the model, recomputed layers cannot take a filled cache, and spread layers
-    would meet in a pass that only some processes need."""
-    return bool(recipe.lora or recipe.gradient_checkpointing or recipe.shard_language)
+    """A language model that learns, or has adapters, makes something else of the prefix every time, recomputed layers
+    cannot take a filled cache, and spread layers would meet in a pass that only some processes need."""
+    return bool(recipe.language_learns or recipe.gradient_checkpointing or recipe.shard_language)
 
 
 def _write_recipe(recipe: Recipe, output: Path):

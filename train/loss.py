@@ -28,7 +28,18 @@ class PackLoss(nn.Module):
         self.packed = True
         self._prefixes: dict[tuple[int, ...], list[tuple[Any, Any]]] = {}
 
-    def forward(self, pack: Pack | None, query_features: torch.Tensor | None) -> torch.Tensor:
+    def train(self, mode: bool = True):
+        """Training mode for what learns: with the dropout that its configuration states, as the originals train a
+        Q-Former. Statistics of batch norms stay what they are: those of a step's few pictures would be others."""
+        super().train(mode)
+        for layer in self.model.model.vision_model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+        return self
+
+    def forward(
+        self, pack: Pack | None, query_features: torch.Tensor | None, gradient: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Loss of every target of the pack.
 
         Args:
@@ -36,19 +47,27 @@ class PackLoss(nn.Module):
                 data in a step that others wait for.
             query_features: `(pictures, num_query_tokens, size)` of the step's pictures; `pack.pictures` picks from
                 them.
+            gradient: Without a pack: that of the step's loss with respect to `query_features`. The result's gradient
+                is then that of what made them.
 
         Returns:
             `(n,)` float32, not weighted.
         """
-        learning = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
-        nothing = torch.stack(learning).sum() * 0.0 if learning else torch.zeros(())
         if pack is None:
+            nothing = self._nothing()
+            if query_features is not None and gradient is not None:
+                nothing = nothing + (query_features * gradient).sum()
             return nothing[None].float()
         pictures = {}
         if query_features is not None and len(pack.pictures):
             pictures["query_features"] = query_features[pack.pictures]
         loss = cross_entropy(self._logits(pack, pictures).float(), pack.targets, reduction="none")
-        return loss if pictures else loss + nothing
+        return loss if pictures else loss + self._nothing()
+
+    def _nothing(self) -> torch.Tensor:
+        """Zero, depending on all that learns."""
+        learning = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.stack(learning).sum() * 0.0 if learning else torch.zeros(())
 
     def _logits(self, pack: Pack, pictures: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the model says at the supervised positions, `(n, vocabulary)`."""

@@ -12,10 +12,13 @@ QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 # AdamW moves every entry by about its rate, Muon moves one by a small part of it. A bias at Muon's own rate learns
 # more slowly in both settings of benchmarks/train_learning.py, at a third of this share in one of them.
 BIAS_RATE = 0.075
+# In a parameter group: its rate is AdamW's and not a share of Muon's.
+OWN_RATE = "own_rate"
 
 
 class Muon(AdamW):
-    """Muon on matrices; AdamW on everything else, at [`BIAS_RATE`] of the rate.
+    """Muon on matrices; AdamW on everything else, at [`BIAS_RATE`] of the rate, or at all of it in groups with
+    [`OWN_RATE`].
 
     Muon steps along the semi-orthogonal matrix nearest to its momentum, so that what varies little in the features is
     learnt as fast as what varies most. The update of a matrix is that of `torch.optim.Muon`, bit for bit, and needs no
@@ -50,7 +53,7 @@ class Muon(AdamW):
                 parameter.grad = None  # AdamW passes over what has no gradient.
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
-            group["lr"] *= BIAS_RATE
+            group["lr"] *= 1.0 if OWN_RATE in group else BIAS_RATE
         super().step()
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -83,24 +86,32 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     return wide.T if tall else wide
 
 
-def adamw(learning: list[Parameter], recipe: Any) -> AdamW:
+Learning = list[Parameter] | list[dict[str, Any]]
+"""What learns, or parameter groups of it: those of the projection first, its matrices before the rest."""
+
+
+def adamw(learning: Learning, recipe: Any) -> AdamW:
     """AdamW over what learns; weight decay on matrices, none on biases (MiniGPT-4, `RunnerBase.optimizer`)."""
     return AdamW(_groups(learning, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas)
 
 
-def muon(learning: list[Parameter], recipe: Any) -> Muon:
-    """[`Muon`] on matrices, with the first of the recipe's betas as its momentum, and AdamW on biases."""
-    matrices, others = _groups(learning, recipe.weight_decay)
+def muon(learning: Learning, recipe: Any) -> Muon:
+    """[`Muon`] on the projection's matrices, with the first of the recipe's betas as its momentum, and AdamW on
+    everything else."""
+    matrices, *others = _groups(learning, recipe.weight_decay)
     matrices["momentum"] = recipe.betas[0]
-    return Muon([matrices, others], lr=recipe.learning_rate, betas=recipe.betas)
+    return Muon([matrices, *others], lr=recipe.learning_rate, betas=recipe.betas)
 
 
-def _groups(learning: list[Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def _groups(learning: Learning, weight_decay: float) -> list[dict[str, Any]]:
+    if groups := [each for each in learning if isinstance(each, dict)]:
+        return groups
+    parameters = [each for each in learning if isinstance(each, Parameter)]
     return [
-        {"params": [each for each in learning if each.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [each for each in learning if each.ndim < 2], "weight_decay": 0.0},
+        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
     ]
 
 
-OPTIMIZERS: dict[str, Callable[[list[Parameter], Any], Optimizer]] = {"adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Callable[[Learning, Any], Optimizer]] = {"adamw": adamw, "muon": muon}
 """Makes an optimiser of what learns and a [`Recipe`]; the recipe's schedule sets the rate of all its groups."""

@@ -6,6 +6,7 @@ without a word. So a pack as long as the run's own is compared with its rows, wh
 """
 
 import heapq
+import itertools
 
 import torch
 from tqdm import tqdm
@@ -14,6 +15,8 @@ from ..data.rows import PICTURE, Group
 from .distributed import from_all
 from .loss import PackLoss
 from .packing import EncodedGroup, EncodedRow, Pack, Packer, shared_length
+from .parts import ENCODER, learning_counts, part_of
+from .preparing import computed_dtype
 from .sources import SourceData
 from .steps import RowEncoder
 
@@ -61,7 +64,9 @@ def _characters(group: Group, picture: int) -> int:
 
 
 def exact_packer(loss: PackLoss, packer: Packer, groups: list[EncodedGroup], first: bool = True) -> Packer:
-    """The packer, where loss and gradient of the projection are those of separate rows; else one of plain rows.
+    """The packer, where loss and gradient of what learns are those of separate rows; else one of plain rows.
+
+    Of an encoder that learns the gradient is that of its features, which a pack shares and separate rows do not.
 
     All processes take the same. The longest row's pack and the fullest one are compared, `ROWS` rows of each: at most
     two forward and backward passes of `pack_tokens` tokens and eight of a row.
@@ -109,6 +114,7 @@ def _difference(loss: PackLoss, packer: Packer, groups: list[EncodedGroup]) -> s
     random = torch.Generator().manual_seed(0)
     # Any features will do, and these need no picture: what is compared is the language model.
     features = torch.randn(*shape, config.qformer_config.hidden_size, generator=random).to(loss.model.device)
+    features.requires_grad_(not ENCODER.isdisjoint(learning_counts(loss.model)))
     longest = max(rows, key=lambda number: len(rows[number][0].input_ids))
     packs = packer.pack(groups)
     chosen = [next(pack for pack in packs if longest in pack.sources)]
@@ -137,26 +143,28 @@ def _compare(
 ) -> str:
     alone = [plain(packer).pack([EncodedGroup(rows[number][:1], rows[number][1])])[0] for number in numbers]
     loss.packed = False
-    losses, gradient = _losses(loss, alone, numbers, features)
+    losses, gradients = _losses(loss, alone, numbers, features)
     loss.packed = True
-    if not (losses.isfinite().all() and gradient.isfinite().all()):
+    if not all(each.isfinite().all() for each in (losses, *itertools.chain(*gradients.values()))):
         return ""  # nothing to compare with; the first loss says why
     try:
-        packed_losses, packed_gradient = _losses(loss, [pack], numbers, features)
+        packed_losses, packed_gradients = _losses(loss, [pack], numbers, features)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         loss.model.zero_grad(set_to_none=True)
         reason = " ".join(str(error).split())
         return f"a pack raises {type(error).__name__} ({reason})"
-    off = (((packed_losses - losses).abs() / losses).max(), _relative(packed_gradient, gradient))
-    if all(each <= TOLERANCES[loss.model.dtype] for each in off):  # NaN is not
+    relative = [_relative(packed_gradients[part], each) for part, each in gradients.items()]
+    off = (((packed_losses - losses).abs() / losses).max(), torch.stack(relative).max())
+    if all(each <= TOLERANCES[computed_dtype(loss.model)] for each in off):  # NaN is not
         return ""
     return f"loss and gradient of a packed row differ from its own by {off[0]:.1e} and {off[1]:.1e}"
 
 
 def _losses(loss: PackLoss, packs: list[Pack], numbers: list[int], features: torch.Tensor):
-    """Mean loss of each row, `(rows,)`, and gradient of the projection, flat, of these rows together."""
+    """Mean loss of each row, `(rows,)`, and gradients of these rows together: of the parameters of each part that
+    learns behind the features, and of the features where it learns before them."""
     means = {}
     for pack in (each.to(features.device) for each in packs):
         losses = loss(pack, features)
@@ -164,11 +172,20 @@ def _losses(loss: PackLoss, packs: list[Pack], numbers: list[int], features: tor
         own = {number: each.mean() for number, each in rows if len(each)}
         torch.autograd.backward(SCALE * torch.stack(list(own.values())).sum())
         means |= {number: each.detach().double() for number, each in own.items()}
-    layer = loss.model.model.language_projection
-    gradient = torch.cat([parameter.grad.flatten().double() for parameter in layer.parameters()])
+    learning = [("features", features), *((part_of(name), each) for name, each in loss.model.named_parameters())]
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for part, tensor in learning:
+        if tensor.requires_grad and part not in ENCODER:
+            gradients.setdefault(part, []).append(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
+    features.grad = None
     loss.model.zero_grad(set_to_none=True)
-    return torch.stack([means[number] for number in numbers]), gradient
+    return torch.stack([means[number] for number in numbers]), gradients
 
 
-def _relative(value: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    return (value - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
+def _relative(values: list[torch.Tensor], expected: list[torch.Tensor]) -> torch.Tensor:
+    """Norm of the difference of two lists of tensors over that of the second."""
+    off, whole = (
+        torch.stack([each.double().norm() for each in tensors]).norm()
+        for tensors in ([value - other for value, other in zip(values, expected, strict=True)], expected)
+    )
+    return off / whole.clamp(min=torch.finfo(whole.dtype).tiny)

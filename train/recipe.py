@@ -11,10 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..data.readers import DataSource, as_source
 from ..schema import explain
 from .optimizers import OPTIMIZERS
+from .parts import ENCODER, Part, check_parts
 from .prompts import STOCK
 from .schedule import cosine_rate, originals_rate
 
 RECIPES = Path(__file__).parent / "recipes"
+LATER = {"learn", "learning_rates", "projection"}
 
 
 def _number(value: Any) -> Any:
@@ -47,6 +49,10 @@ def _source(value: Any) -> Any:
     return as_source(value)
 
 
+def _parts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 Number = Annotated[float, BeforeValidator(_number)]
 Rate = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -62,11 +68,19 @@ class Recipe(BaseModel):
         learning_rate, min_learning_rate, warmup_learning_rate: Peak, floor and start.
         warmup_steps: Steps from start to peak.
         schedule: `cosine`, or `originals`: MiniGPT-4's, quirks included.
+        learn: Which parts learn, of `projection` (the article's), `qformer` (with the query tokens), `vision` (image
+            encoder and the norm behind it) and `language`: all of its weights, or adapters where `lora` is set.
+        learning_rates: Peak learning rate of parts that have one of their own, such as `{qformer: 1e-5}`; it rises
+            and falls with `learning_rate`.
+        projection: `mlp`: two layers with a GELU between them, as LLaVA-1.5; `linear`: one layer. `None`: as the model
+            has it. Where it has another, the model's own is left out and the new one starts at random.
         epochs: Number of epochs.
         steps_per_epoch: Optimiser steps of an epoch; `None`: each picture once.
-        weight_decay: On the projection's weight; its bias has none.
+        weight_decay: On the projection's weight; its bias has none. Nor have biases, norms and embeddings of other
+            parts that learn.
         optimizer: `adamw` (the originals), or `muon`: Muon on the weight and AdamW on the bias, which wants a
-            learning rate of 0.04 and a weight decay of 1.0.
+            learning rate of 0.04 and a weight decay of 1.0. Other parts learn by AdamW, each with a rate of its own in
+            `learning_rates`.
         betas: Of AdamW; the first is Muon's momentum.
         max_grad_norm: Gradients are clipped to this norm; 0: not at all, as the originals.
         pictures_per_step: Groups of rows in an optimiser step, over all processes; a group is a picture and its rows.
@@ -80,11 +94,12 @@ class Recipe(BaseModel):
         augmentation: Whether pictures are cropped at random (the originals).
         views: With a feature cache and augmentation, number of cropped views per picture.
         cache_dtype: How a feature cache stores features: `float16`, `bfloat16` or `float32`.
-        dtype: `auto`: the dtype of the model's files; or `float32`, `bfloat16`, `float16`. The projection learns in
-            float32.
+        dtype: `auto`: the dtype of the model's files; or `float32`, `bfloat16`, `float16`. What learns, learns in
+            float32: an image encoder or language model that does is held so, and computed in this dtype.
         attention: `auto`, or `sdpa`, `eager`, `flex_attention`: how the language model computes attention.
         gradient_checkpointing: Trade time for memory in the language model.
-        lora: Rank of LoRA adapters on the language model; 0: it stays frozen, as the originals.
+        lora: Rank of LoRA adapters on the language model; 0: none, it stays frozen, as the originals, or learns whole
+            where `learn` names it.
         shard_language: Spread the layers of the frozen language model over all processes (FSDP2), for models that one
             card cannot hold.
         load_in_8bit: Load the language model in 8 bits (bitsandbytes).
@@ -107,6 +122,9 @@ class Recipe(BaseModel):
     warmup_learning_rate: Rate = 1e-6
     warmup_steps: CountOrNone = 5000
     schedule: Literal["cosine", "originals"] = "cosine"
+    learn: Annotated[list[Part], BeforeValidator(_parts), Field(min_length=1)] = ["projection"]
+    learning_rates: dict[Part, Annotated[Number, Field(gt=0)]] = {}
+    projection: Literal["linear", "mlp"] | None = None
     epochs: Count = 4
     steps_per_epoch: Count | None = 5000
     weight_decay: Rate = 0.05
@@ -162,6 +180,7 @@ class Recipe(BaseModel):
             raise ValueError("optimizer: muon is for the projection alone, not for adapters; adamw goes with lora")
         if self.shard_language and (self.lora or self.load_in_8bit):
             raise ValueError("shard_language spreads frozen layers as they are: not with lora or load_in_8bit")
+        check_parts(self)
         lower = ["min_learning_rate"] + (["warmup_learning_rate"] if self.warmup_steps else [])
         for name in lower:
             if getattr(self, name) > self.learning_rate:
@@ -216,8 +235,27 @@ class Recipe(BaseModel):
         return self.from_values({**dict(self), **changes})
 
     def values(self) -> dict[str, Any]:
-        """The recipe as plain values, to be written into a YAML file."""
-        return self.model_dump() | {"betas": list(self.betas)}
+        """The recipe as plain values, to be written into a YAML file. What later versions brought is left out where it
+        is as if it were not there: a run that was begun before them goes on."""
+        values = self.model_dump() | {"betas": list(self.betas)}
+        fields = type(self).model_fields
+        return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
+
+    @property
+    def encoder_learns(self) -> bool:
+        """Whether query features change from step to step."""
+        return not ENCODER.isdisjoint(self.learn)
+
+    @property
+    def learns_whole_parts(self) -> bool:
+        """Whether something learns that the backward pass of a pack may miss: what lies before the features, or
+        parameters of a language model that it does not use. A last pass reaches all, so that no process waits."""
+        return self.encoder_learns or ("language" in self.learn and not self.lora)
+
+    @property
+    def language_learns(self) -> bool:
+        """Whether the language model changes, by itself or by adapters."""
+        return bool(self.lora) or "language" in self.learn
 
     def rates(self, steps_per_epoch: int) -> Callable[[int], float]:
         """Learning rate of a step (from 0), for epochs of this length."""

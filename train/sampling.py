@@ -25,6 +25,7 @@ class Samples(TrainerCallback):
         steps: Every how many steps.
         max_new_tokens: Longest answer.
         everywhere: Whether all processes must answer for one to do so; the first alone writes.
+        encoder_learns: Whether pictures are encoded anew each time.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Samples(TrainerCallback):
         steps: int,
         max_new_tokens: int = 48,
         everywhere: bool = False,
+        encoder_learns: bool = False,
     ):
         self.model, self.processor, self.pictures, self.rows = model, processor, pictures, rows
         self.path, self.steps, self.max_new_tokens = output / "samples.jsonl", steps, max_new_tokens
-        self.everywhere = everywhere
+        self.everywhere, self.encoder_learns = everywhere, encoder_learns
         self._generator = AnswerGenerator(model, processor)
         self._features: dict[Any, torch.Tensor] = {}
 
@@ -63,6 +65,8 @@ class Samples(TrainerCallback):
         """The model's answers in the places of the rows' last ones, in the order of the rows."""
         was_training = self.model.training
         self.model.eval()
+        if self.encoder_learns:
+            self._features.clear()
         try:
             return [
                 answer.text

@@ -34,14 +34,15 @@ def _cosine(step: int, steps: int, peak: float, floor: float) -> float:
 
 class RateSchedule(LRScheduler):
     """Sets the learning rate of every parameter group to `rates(step)`, exactly: no product with a base rate, which
-    would round."""
+    would round. A group with a `share` has that share of it."""
 
     def __init__(self, optimizer: Optimizer, rates):
         self.rates = rates
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
-        return [self.rates(self.last_epoch) for _ in self.optimizer.param_groups]
+        rate = self.rates(self.last_epoch)
+        return [rate * group.get("share", 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict:
         return {key: value for key, value in super().state_dict().items() if key != "rates"}

@@ -39,8 +39,8 @@ def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
     result = []
     for number, (source, rows, bad) in enumerate(sources):
         rows = exclude(rows, excluded, twins) if excluded else rows
-        # Where only the projection learns, a row without a picture has a gradient of zero.
-        rows = rows if recipe.lora else [row for row in rows if row.pictures]
+        # Where the language model does not learn, a row without a picture has a gradient of zero.
+        rows = rows if recipe.language_learns else [row for row in rows if row.pictures]
         groups = group_rows(rows, recipe.rows_per_picture)
         training, validation = split(groups, recipe.validation, twins)
         if not training:

@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint import finished_folder
 from .distributed import from_all, from_first
+from .encoder_gradient import StepPictures
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
 from .optimizers import OPTIMIZERS
 from .packing import Pack
+from .parts import parameter_groups
 from .recipe import Recipe
 from .resuming import RUN, RunDescription
 from .schedule import RateSchedule
@@ -93,13 +96,15 @@ class ProjectionTrainer(Trainer):
         """
         model.train()
         total = self._count(inputs)
-        features = self.pictures.features(inputs.query_features, inputs.pixel_values)
+        pictures = StepPictures(self.pictures, self.recipe, inputs)
         loss = 0.0
-        forwards = self._passes(inputs.packs, features) or [(None, None)]
-        for number, (pack, pictures) in enumerate(forwards, 1):
-            context = self.accelerator.no_sync(model) if number < len(forwards) else nullcontext()
-            with context:
-                loss += self._backward(model, pack, pictures, total)
+        forwards = self._passes(inputs.packs, pictures.features) or [(None, None)]
+        for number, (pack, features) in enumerate(forwards, 1):
+            last = number == len(forwards) and not self.recipe.learns_whole_parts
+            with nullcontext() if last else _without_exchange(model):
+                loss += self._backward(model, pack, features, total)
+        if self.recipe.learns_whole_parts:
+            pictures.backward(model)
         (loss,) = self._sums(loss)
         if not math.isfinite(loss):
             raise ValueError(
@@ -253,13 +258,21 @@ def _whole(checkpoint: str | None) -> Generator[None]:
         raise ValueError(f"{checkpoint} is damaged: {reason}. Remove it to go on from the one before.") from None
 
 
+def _without_exchange(model: nn.Module) -> Any:
+    """Gradients stay in this process. (accelerate's own such context does nothing in a group of one, where data
+    parallelism waits for every parameter all the same.)"""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
 def _only(steps: list[Step]) -> Step:
     return steps[0]
 
 
-def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over what learns."""
-    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+def make_optimizer(loss: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over what learns; parts beside the projection are groups of their own."""
+    learning: Any = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    if recipe.learn != ["projection"] or recipe.learning_rates:
+        learning = parameter_groups(loss.model, recipe)
     return OPTIMIZERS[recipe.optimizer](learning, recipe)
 
 

@@ -1,5 +1,6 @@
 """llama.cpp behind the image encoder: the same tokens as torch, and what it is given when it is not installed."""
 
+import copy
 import importlib.util
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jminigpt4 import DEMO, cli
+from jminigpt4 import DEMO, JMiniGPT4ForConditionalGeneration, cli
 from jminigpt4.chat import ChatSession
 from jminigpt4.convert.gguf import write_gguf
 from jminigpt4.inference.llama_cpp import GgufWeights, LlamaCppForConditionalGeneration
@@ -197,3 +198,18 @@ def test_another_language_model_is_refused(make_config, file):
     # llama.cpp's own converter knows no image token: a table without its row will do, where that is the last.
     weights.vocab_size = 512
     weights.check(make_config())
+
+
+def test_a_projection_of_two_layers_stands_before_it_too(chat_model, processor, pictures, tmp_path):
+    config = copy.deepcopy(chat_model.config)
+    config.projector_hidden_act = "gelu"
+    model = JMiniGPT4ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    front = LlamaCppForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert front.dtype == torch.float32
+    pixels = processor.image_processor(images=pictures[:1], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = model.get_image_features(pixels).pooler_output.flatten(0, 1).numpy()
+    ids = torch.tensor([[*[front.config.image_token_id] * 4, 11]])
+    assert (front._embeddings(ids, pixels, None, None) == expected).all()
+    assert front._embeddings(ids[:, 4:], None, None, None).shape == (0, expected.shape[1])

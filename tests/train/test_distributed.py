@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jminigpt4.checkpoint import read_projection
 from jminigpt4.train import distributed, engine
@@ -260,6 +261,53 @@ def left_behind(runs: Runs, world: int):
         assert states == {f"rng_state_{rank}.pth" for rank in range(world)}
         assert [step for step, _ in logged(output, "loss")] == [1, 2, 3, 4]
         assert not list(output.glob(".*"))
+
+
+PARTS = {
+    "everything": {"learn": ["projection", "qformer", "vision", "language"], "validation": 0.2, "sample_steps": 3},
+    # The second process has no picture, and there is no projection in what is exchanged.
+    "alone": {"learn": ["qformer"], "pictures_per_step": 1, "max_steps": 3, "epochs": 1},
+    "spread": {"learn": ["projection", "qformer"], "shard_language": True},
+}
+
+
+def test_two_processes_teach_every_part_what_one_does():
+    in_a_fresh_process("test_parts_in_a_fresh_process")
+
+
+@fresh_process
+def test_parts_in_a_fresh_process(make_model, processor, captions, tmp_path, monkeypatch):
+    """Dropout is drawn by each process for itself, so there is none here."""
+    monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
+
+    def model():
+        made = make_model("llama")
+        for layer in made.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+            if hasattr(layer, "attention_dropout") and not isinstance(layer.attention_dropout, torch.nn.Module):
+                layer.attention_dropout = 0.0
+        return made
+
+    def all_runs():
+        world = distributed.init_processes().num_processes
+        for name, options in PARTS.items():
+            options = {**options, "shard_language": world > 1} if name == "spread" else options
+            output = tmp_path / f"{name}-{world}"
+            engine.train(model(), captions, output, RECIPE, processor=processor, progress=False, **options)
+
+    for world in (1, 2):
+        Group(world, all_runs).join()
+    for name in PARTS:
+        folders = [tmp_path / f"{name}-{world}" for world in (1, 2)]
+        for number in ("loss", "eval_loss", "grad_norm"):
+            ours, expected = (dict(logged(folder, number)) for folder in folders)
+            assert ours == pytest.approx(expected, rel=1e-4), (name, number)
+        one, two = (load_file(folder / "trained_parts.safetensors") for folder in folders)
+        assert one.keys() == two.keys()
+        # AdamW makes whole steps of what is only rounding, such as the gradient of a key's bias.
+        far = sum(int(((one[key] - two[key]).abs() > 1e-5).sum()) for key in one)
+        assert far < 0.02 * sum(tensor.numel() for tensor in one.values()), name
 
 
 def test_processes_outside_a_group_are_an_error(monkeypatch, make_model, processor, captions, tmp_path):
