@@ -51,8 +51,8 @@ from jminigpt4 import (
     JMiniGPT4Processor,
 )
 from jminigpt4.train import Recipe, train
-from jminigpt4.train.last_layer import only_at, position_wise_parts
 from jminigpt4.train.loss import PackLoss
+from jminigpt4.train.operations import encoder_operations, language_operations
 from jminigpt4.train.packing import IGNORED, EncodedGroup, EncodedRow, Packer
 
 BOS, EOS, FIRST_WORD = 2, 3, 10
@@ -244,37 +244,10 @@ def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[
     prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
     packs = Packer(config.image_token_id, config.num_query_tokens, PACK_TOKENS, prefix).pack(groups)
     rows, length = padded(groups)["input_ids"].shape
-    article = _encoder_operations(model, rows) + _language_operations(model, rows, length)
-    ours = sum(_language_operations(model, 1, len(pack.input_ids), len(pack.supervised.unique())) for pack in packs)
-    fresh = ours + _encoder_operations(model, pictures)
+    article = encoder_operations(model, rows) + language_operations(model, rows, length)
+    ours = sum(language_operations(model, 1, len(pack.input_ids), pack.supervised.unique().tolist()) for pack in packs)
+    fresh = ours + encoder_operations(model, pictures)
     return {"operations_ratio": article / ours, "operations_ratio_no_cache": article / fresh}
-
-
-def _encoder_operations(model: JMiniGPT4ForConditionalGeneration, pictures: int) -> int:
-    size = model.config.vision_config.image_size
-    with FlopCounterMode(display=False) as operations:
-        model.get_query_features(torch.empty(pictures, 3, size, size, device="meta"))
-    return operations.get_total_flops()
-
-
-def _language_operations(
-    model: JMiniGPT4ForConditionalGeneration, rows: int, length: int, supervised: int | None = None
-) -> int:
-    """Forward and backward; with `supervised`, logits and the last layer at so many positions only."""
-    parts = position_wise_parts(model.model.language_model) if supervised else []
-    positions = torch.arange(supervised or length, device="meta")
-    size = model.config.text_config.hidden_size
-    embeddings = torch.empty(rows, length, size, device="meta", requires_grad=True)
-    with FlopCounterMode(display=False) as operations:
-        with only_at(parts, positions, length):
-            output = model(
-                inputs_embeds=embeddings,
-                attention_mask=torch.empty(rows, 1, length, length, device="meta"),
-                position_ids=torch.arange(length, device="meta")[None],
-                logits_to_keep=positions,
-            )
-        output.logits.sum().backward()
-    return operations.get_total_flops()
 
 
 class LiveBytes(TorchDispatchMode):

@@ -428,7 +428,7 @@ class Run:
             self.description,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(MetricsLog(output, trainer.throughput, progress))
+        trainer.add_callback(MetricsLog(output, trainer.meter, progress))
         if self.recipe.sample_steps:
             trainer.add_callback(self._samples(output, self.recipe.sample_steps))
         return trainer

@@ -2,7 +2,7 @@
 
 import json
 import resource
-import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,22 @@ from transformers import TrainerCallback
 
 from ..checkpoint import finished_file, naming_full_disk
 from ..data.json_files import json_lines
+from .meter import RunMeter
 
 
 class MetricsLog(TrainerCallback):
-    """Writes every logged number as a line of `metrics.jsonl` and shows progress with rows/s, tokens/s and ETA.
+    """Writes every logged number as a line of `metrics.jsonl`, and shows progress with rows/s, tokens/s, how much of
+    the device is used and when the run will be over; at the end, where its time went.
 
     Args:
         output: Folder of the run.
-        throughput: Counters of the trainer: rows, tokens and supervised tokens of all processes.
+        meter: The trainer's.
         progress: Whether to show the bar.
     """
 
-    def __init__(self, output: Path, throughput: dict[str, int], progress: bool = True):
-        self.path, self.throughput, self.progress = output / "metrics.jsonl", throughput, progress
+    def __init__(self, output: Path, meter: RunMeter, progress: bool = True):
+        self.path, self.meter, self.progress = output / "metrics.jsonl", meter, progress
         self._bar: tqdm | None = None
-        self._last = (time.perf_counter(), dict(throughput))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any):
         if state.is_world_process_zero:
@@ -39,7 +40,10 @@ class MetricsLog(TrainerCallback):
                 disable=not self.progress,
                 dynamic_ncols=True,
             )
-        self._last = (time.perf_counter(), dict(self.throughput))
+        self.meter.begin(state.global_step, state.max_steps)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any):
+        self.meter.clock.stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
         if self._bar is not None:
@@ -50,32 +54,28 @@ class MetricsLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any):
         if not state.is_world_process_zero:
             return
-        line = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "total_flos"}}
-        if "loss" in logs:
-            line |= self._rates()
-        line["peak_memory_gb"] = peak_memory_gb()
+        line = {"step": state.global_step, **logs, "peak_memory_gb": peak_memory_gb()}
         with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._bar is not None and "loss" in line:
+            used = f", {line['mfu']:.0%} of peak" if "mfu" in line else ""
             self._bar.set_postfix_str(
                 f"loss {line['loss']:.3f}, {line['rows_per_second']:.1f} rows/s, "
-                f"{line['tokens_per_second']:.0f} tokens/s"
+                f"{line['tokens_per_second']:.0f} tokens/s{used}, ends {expected_end(line['hours_left'])}"
             )
+        if "train_runtime" in line and "time/other" in line:
+            for text in self.meter.summary(line):
+                tqdm.write(text)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
         if self._bar is not None:
             self._bar.close()
 
-    def _rates(self) -> dict[str, float]:
-        now, counts = time.perf_counter(), dict(self.throughput)
-        (before, last), self._last = self._last, (now, counts)
-        gained = {key: counts[key] - last[key] for key in counts}
-        seconds = max(now - before, 1e-9)
-        return {
-            "rows_per_second": gained["rows"] / seconds,
-            "tokens_per_second": gained["tokens"] / seconds,
-            "supervised_tokens_per_row": gained["supervised_tokens"] / max(1, gained["rows"]),
-        }
+
+def expected_end(hours: float) -> str:
+    """The local time in so many hours, with its date unless it is near."""
+    end = datetime.now() + timedelta(hours=hours)
+    return end.strftime("%H:%M" if hours < 12 else "%Y-%m-%d %H:%M")
 
 
 def keep_lines_up_to(path: Path, step: int):
