@@ -32,7 +32,7 @@ from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import passes, shard_language
-from .sources import BadPictures, SourceData, fill_cache, read_data
+from .sources import BadPictures, SourceData, fill_cache, pictures_of, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
 
@@ -171,8 +171,8 @@ def _prepare(
         model.to(state.device)
     if projection is not None:
         load_trained(model, Path(projection))
-    encoder = PictureEncoder(model, processor, views=recipe.views if recipe.augmentation and cache else 0)
-    bad = BadPictures(recipe, len(_pictures(sources)))
+    encoder = PictureEncoder(model, processor, views=recipe.cached_views if cache else 0)
+    bad = BadPictures(recipe, len({picture.name for picture in pictures_of(sources)}))
     pictures: PictureEncoder | FeatureCache = encoder
     if cache is not None:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
@@ -180,12 +180,6 @@ def _prepare(
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
     return run
-
-
-def _pictures(sources: list[SourceData]) -> set[str]:
-    """Names of the distinct pictures, those for validation as well."""
-    groups = [group for source in sources for group in (*source.training, *source.validation)]
-    return {picture.name for group in groups for picture in group.pictures}
 
 
 def by_heart(recipe: Recipe, pictures: int) -> Recipe:

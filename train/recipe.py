@@ -219,6 +219,11 @@ class Recipe(BaseModel):
         """The recipe as plain values, to be written into a YAML file."""
         return self.model_dump() | {"betas": list(self.betas)}
 
+    @property
+    def cached_views(self) -> int:
+        """Cropped views of a picture in a feature cache; 0: the plain picture."""
+        return self.views if self.augmentation else 0
+
     def rates(self, steps_per_epoch: int) -> Callable[[int], float]:
         """Learning rate of a step (from 0), for epochs of this length."""
         numbers = {
