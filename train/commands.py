@@ -65,6 +65,7 @@ def train(
     export: Annotated[Path | None, typer.Option(help="Folder for the whole model with the new projection.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
+    compare: Annotated[Path | None, typer.Option(help="Another run, whose curve is drawn beside this one's.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that prepare steps ahead.")] = 0,
 ):
     """Train the projection of a model on pictures and texts."""
@@ -78,7 +79,7 @@ def train(
         for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():
             echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
         return
-    given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers}
+    given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers, "compare": compare}
     result = engine.train(model, _sources(data, images), output, chosen, **given)
     echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:

@@ -1,5 +1,6 @@
 """What a run tells: JSON lines, a progress bar with throughput, a learning curve."""
 
+import itertools
 import json
 import resource
 from datetime import datetime, timedelta
@@ -13,6 +14,10 @@ from transformers import TrainerCallback
 from ..checkpoint import finished_file, naming_full_disk
 from ..data.json_files import json_lines
 from .meter import RunMeter
+from .recipe import Recipe
+
+METRICS, RECIPE_FILE = "metrics.jsonl", "recipe.yaml"
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
 class MetricsLog(TrainerCallback):
@@ -26,7 +31,7 @@ class MetricsLog(TrainerCallback):
     """
 
     def __init__(self, output: Path, meter: RunMeter, progress: bool = True):
-        self.path, self.meter, self.progress = output / "metrics.jsonl", meter, progress
+        self.path, self.meter, self.progress = output / METRICS, meter, progress
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any):
@@ -99,26 +104,61 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [line for _, line in json_lines(path)]
 
 
-def draw_learning_curve(metrics: Path, picture: Path):
-    """Loss (of every source where there are several, and of validation) and learning rate over steps, as a PNG."""
+def draw_learning_curve(metrics: Path, picture: Path, compare: Path | None = None):
+    """Loss (of every source where there are several, and of validation) and learning rate over steps, as a PNG.
+
+    Args:
+        metrics: The `metrics.jsonl` of a run.
+        picture: Where the picture is written.
+        compare: Folder of another run, whose curves are drawn dotted beside them, both with their optimisers.
+    """
     from matplotlib.figure import Figure
 
-    lines = read_metrics(metrics)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    names = sorted({key for line in lines for key in line if key == "loss" or key.startswith("loss/")})
-    for name in [*names, "eval_loss"]:
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            label = {"loss": "training", "eval_loss": "validation"}.get(name, name.removeprefix("loss/"))
-            axes.plot(*zip(*points, strict=True), label=label, linestyle="--" if name == "eval_loss" else "-")
+    other = None if compare is None else compare / METRICS
+    _draw_losses(axes, read_metrics(metrics), _title(metrics) if other else "", "-")
+    if other:
+        _draw_losses(axes, read_metrics(other), f"{_title(other)}, {other.parent.name}", ":")
     axes.set(xlabel="step", ylabel="loss per target")
     if axes.lines:
         axes.legend(loc="upper right")
-    rates = [(line["step"], line["learning_rate"]) for line in lines if "learning_rate" in line]
+    rates = [(line["step"], line["learning_rate"]) for line in read_metrics(metrics) if "learning_rate" in line]
     if rates:
         second = axes.twinx()
         second.plot(*zip(*rates, strict=True), color="0.75", linewidth=1, label="learning rate")
         second.set_ylabel("learning rate")
     with finished_file(picture) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def _draw_losses(axes: Any, lines: list[dict[str, Any]], title: str, style: str):
+    names = sorted({key for line in lines for key in line if key == "loss" or key.startswith("loss/")})
+    for name, colour in zip([*names, "eval_loss"], itertools.cycle(COLOURS), strict=False):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            label = {"loss": "training", "eval_loss": "validation"}.get(name, name.removeprefix("loss/"))
+            # There are few evaluations, in a short run a single one: a line alone would not show it.
+            marked: dict[str, Any] = {"marker": "o", "color": "black"} if name == "eval_loss" else {"color": colour}
+            label = f"{label} ({title})" if title else label
+            axes.plot(*zip(*points, strict=True), label=label, linestyle=style, **marked)
+
+
+def _title(metrics: Path) -> str:
+    """The optimiser of a run."""
+    return Recipe.load(metrics.with_name(RECIPE_FILE)).optimizer
+
+
+def check_comparable(run: Path) -> Path:
+    """The folder of a run that another one can be compared with.
+
+    Raises:
+        FileNotFoundError: It has no `metrics.jsonl` or no `recipe.yaml`.
+        ValueError: They are damaged.
+    """
+    for name in (METRICS, RECIPE_FILE):
+        if not (run / name).is_file():
+            raise FileNotFoundError(f"{run} has no {name}: name the output folder of a run to compare with.")
+    read_metrics(run / METRICS)
+    Recipe.load(run / RECIPE_FILE)
+    return run

@@ -94,7 +94,9 @@ class Recipe(BaseModel):
         on_bad_picture: `skip` or `raise`.
         on_bad_row: `raise`, or `skip`: rows that lack something are left out, counted and listed.
         max_bad_share: Training stops when more than this share of pictures, or of rows, is bad.
-        log_steps, save_steps, eval_steps, sample_steps: Every how many steps; `None`: at the end of each epoch.
+        log_steps, save_steps, eval_steps: Every how many steps; `None`: at the end of each epoch.
+        sample_steps: Every how many steps the model answers on four fixed pictures; `None`: at the end of each epoch
+            if the run reports to TensorBoard or Weights & Biases, else never.
         keep_checkpoints: How many are kept.
         seed: What order, prompts and crops are drawn from.
         data: Data sources, when they are not given otherwise.
