@@ -122,20 +122,20 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     On a GPU `torch.backends` decides, as it does for the model, whether float32 may be computed as TF32. Written for
     CUDA; run on CPUs only.
     """
-    return _peak(str(device), dtype)
+    return _peak(device, dtype)
 
 
 @lru_cache(maxsize=8)
-def _peak(device: str, dtype: torch.dtype) -> float:
-    size = 512 if device == "cpu" else 8192 if dtype.itemsize < 4 else 4096
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
+    size = 512 if device.type == "cpu" else 8192 if dtype.itemsize < 4 else 4096
     left = torch.ones(size, size, device=device, dtype=dtype)
     right, result = left.clone(), torch.empty_like(left)
     best, begun = float("inf"), None
     while begun is None or time.perf_counter() - begun < SECONDS:
         start = time.perf_counter()
         torch.mm(left, right, out=result)
-        if device != "cpu":
-            torch.accelerator.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         if begun is not None:  # the first one warms up
             best = min(best, time.perf_counter() - start)
         begun = begun or time.perf_counter()
