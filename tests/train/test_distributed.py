@@ -325,19 +325,77 @@ def test_processes_outside_a_group_are_an_error(monkeypatch, make_model, process
     ids=["torchrun", "accelerate"],
 )
 def test_the_command_line_under_a_launcher(make_model, processor, captions, tmp_path, launcher):
-    """`features` by two processes, by gloo as there is no GPU here (`--multi_gpu` is how accelerate is told to start
-    several processes without MPI): what is printed is printed once."""
+    """`features` and `train` by two processes, by gloo as there is no GPU here (`--multi_gpu` is how accelerate is
+    told to start several processes without MPI): each does its share, and what is printed is printed once."""
     make_model().save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", *launcher, "-m", "jminigpt4.cli", "features", tmp_path / "model"]
-    command += [tmp_path / "cache", captions]
+    (tmp_path / "verbs.py").write_text(VERBS)
+    # One row a sequence, so that sequences are rows; the second step is shorter than the first.
+    settings = ["augmentation=false", "steps_per_epoch=null", "epochs=1", "pictures_per_step=5", "pack_tokens=1"]
+    settings += ["warmup_steps=1", "max_grad_norm=0.01", "log_steps=1"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    verbs = [
+        ["features", tmp_path / "model", tmp_path / "cache", captions, *options],
+        ["train", tmp_path / "model", captions, "--cache", tmp_path / "cache", "--output", tmp_path / "run", *options],
+    ]
+    command = [sys.executable, "-m", *launcher, tmp_path / "verbs.py", tmp_path]
+    command += [json.dumps([list(map(str, verb)) for verb in verbs])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == [f"8 pictures in {tmp_path / 'cache'}; 0 bad"]
+    said = [line for line in done.stdout.splitlines() if not line.startswith(("Time: ", "Use: "))]
+    assert said[0] == f"8 pictures in {tmp_path / 'cache'}; 0 bad"
+    assert len(said) == 2 and said[1].startswith("2 steps, loss ") and len(done.stdout.splitlines()) == 4
     assert len(list((tmp_path / "cache").glob("features-*.safetensors"))) == 2
+    counted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [each["rows"] for each in counted] == [
+        15,
+        9,
+    ]  # of five pictures and then three, the first and third are 0's
+    assert [each["encoded"] for each in counted] == [4, 4]
+    assert all(each["tokens"] > 5 * each["rows"] for each in counted)
+    rates = dict(logged(tmp_path / "run", "tokens_per_second"))
+    assert set(rates) >= {1, 2}
+
+
+VERBS = """
+import json
+import os
+import sys
+from pathlib import Path
+
+from jminigpt4 import cli
+from jminigpt4.train.features import PictureEncoder
+from jminigpt4.train.trainer import ProjectionTrainer
+
+counts = {"rows": 0, "tokens": 0, "encoded": 0}
+training_step, encode = ProjectionTrainer.training_step, PictureEncoder.encode
+
+
+def count(module, given, named):
+    counts["rows"] += 1
+    counts["tokens"] += named["inputs_embeds"].shape[1]
+
+
+def counting(self, *given):
+    handle = self.pack_loss.model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
+    loss = training_step(self, *given)
+    handle.remove()
+    return loss
+
+
+def encoding(self, pixels):
+    counts["encoded"] += len(pixels)
+    return encode(self, pixels)
+
+
+ProjectionTrainer.training_step, PictureEncoder.encode = counting, encoding
+for verb in json.loads(sys.argv[2]):
+    cli.app(verb, standalone_mode=False)
+Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(counts))
+"""
 
 
 def test_killed_at_any_moment_ends_bit_equal():
