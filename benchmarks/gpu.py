@@ -153,7 +153,7 @@ def routes(device: str) -> dict[str, dict[str, Any]]:
     """Ways to decode, as options of `generate`."""
     compiled: dict[str, Any] = {"cache_implementation": "static"}
     if device == "cpu":  # where `generate` compiles only when it is told to; all but the compiler is the same
-        compiled["compile_config"] = CompileConfig(backend="eager", mode=None)
+        compiled["compile_config"] = CompileConfig(backend="eager", mode="default")
         compiled["compile_config"]._compile_all_devices = True
     return {"plain": {}, "static cache, compiled": compiled}
 
@@ -169,7 +169,7 @@ def encoding(model: JMiniGPT4ForConditionalGeneration, scale: Scale) -> dict[str
             model.get_query_features(pixels)
             times.append(clock() - start)
     seconds = statistics.median(times[1:])
-    operations = scale.encoded * count_operations(model.config).picture
+    operations = scale.encoded * count_operations(model.config, (size, size)).picture
     peak = measured_peak(torch.device(device), scale.dtype)
     return {"pictures_per_second": scale.encoded / seconds, "mfu": operations / (seconds * peak)}
 

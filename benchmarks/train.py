@@ -247,9 +247,10 @@ def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[
     prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
     packs = Packer(config.image_token_id, config.num_query_tokens, PACK_TOKENS, prefix).pack(groups)
     rows, length = padded(groups)["input_ids"].shape
-    article = encoder_operations(model, rows) + language_operations(model, rows, length)
+    size = (config.vision_config.image_size,) * 2
+    article = encoder_operations(model, rows, size) + language_operations(model, rows, length)
     ours = sum(language_operations(model, 1, len(pack.input_ids), pack.supervised.unique().tolist()) for pack in packs)
-    fresh = ours + encoder_operations(model, pictures)
+    fresh = ours + encoder_operations(model, pictures, size)
     return {"operations_ratio": article / ours, "operations_ratio_no_cache": article / fresh}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .operations import Operations, count_operations, measured_peak
+from .operations import Operations, Size, count_operations, measured_peak
 from .steps import Step
 
 STAGES = ("decode", "encode", "language_model", "optimiser")
@@ -82,6 +82,7 @@ class RunMeter:
 
     Args:
         model: The model in training.
+        size: Height and width of its pictures.
         device: Where it is.
         sums: Sums of numbers over all processes; all of them ask at the same time.
         world: Number of processes.
@@ -92,11 +93,11 @@ class RunMeter:
         uncounted: Why no operations are counted, or nothing.
     """
 
-    def __init__(self, model: Any, device: torch.device, sums: Sums, world: int = 1):
+    def __init__(self, model: Any, size: Size, device: torch.device, sums: Sums, world: int = 1):
         self.clock, self.counts = StageClock(device), dict.fromkeys(COUNTS, 0)
         self._sums, self._world, self.uncounted = sums, world, ""
         try:
-            self.operations: Operations | None = count_operations(model.config)
+            self.operations: Operations | None = count_operations(model.config, size)
         except Exception as error:  # a family that does not run without content; others count as before
             reason = (str(error).splitlines() or [""])[0][:100]
             self.operations, self.uncounted = None, f"{type(error).__name__}: {reason}"

@@ -69,6 +69,7 @@ class MetricsLog(TrainerCallback):
                 f"{line['tokens_per_second']:.0f} tokens/s{used}, ends {expected_end(line['hours_left'])}"
             )
         if "train_runtime" in line and "time/other" in line:
+            self.on_train_end(args, state, control)  # the bar is complete: what is said now stands below it
             for text in self.meter.summary(line):
                 tqdm.write(text)
 

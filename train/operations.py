@@ -4,6 +4,7 @@ torch counts them on a copy of the model without memory. They are the model's: w
 twice counts once, a masked pair of positions counts as any other, adapters and the optimiser do not count.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .last_layer import only_at, position_wise_parts
 from .packing import Pack
 
 SHORT, LONG, SOME = 32, 64, 17  # positions at which they are counted; all other lengths follow
+Size = tuple[int, int]  # height and width of pictures
 SECONDS = 0.05  # that measuring the device may take, besides warming up
 
 
@@ -53,24 +55,18 @@ class Operations:
         return round(sum(self.language_model(pack, packed) for pack in packs) + self.picture * encoded)
 
 
-def count_operations(config: Any) -> Operations:
-    """Operations of the model of a configuration; counted once for each.
+def count_operations(config: Any, size: Size) -> Operations:
+    """Operations of the model of a configuration, for pictures of `size`; counted once for each.
 
     Raises:
         Exception: Whatever its language model raises on tensors without content.
     """
-    return _counted(type(config), config.to_json_string(use_diff=False))
+    return _counted(type(config), config.to_json_string(use_diff=False), size)
 
 
 @lru_cache(maxsize=8)
-def _counted(kind: type, text: str) -> Operations:
-    import json
-
-    return count_of(model_without_memory(kind.from_dict(json.loads(text))))
-
-
-def count_of(model: Any) -> Operations:
-    """Operations of a model on the meta device."""
+def _counted(kind: Any, text: str, size: Size) -> Operations:
+    model: Any = model_without_memory(kind.from_dict(json.loads(text)))
     model.set_attn_implementation({"text_config": "eager"})  # two products forward and four backward, for all families
     model.freeze()
     one, two = language_operations(model, 1, SHORT, [0]), language_operations(model, 1, LONG, [0])
@@ -81,14 +77,13 @@ def count_of(model: Any) -> Operations:
     pair = (second / LONG - first / SHORT) / (LONG - SHORT)
     layer, queries = model.model.language_projection, model.config.num_query_tokens
     projected = 4 * layer.in_features * layer.out_features * queries
-    return Operations(encoder_operations(model, 1), projected, first / SHORT - pair * SHORT, pair, end, logits)
+    return Operations(encoder_operations(model, 1, size), projected, first / SHORT - pair * SHORT, pair, end, logits)
 
 
-def encoder_operations(model: Any, pictures: int) -> int:
+def encoder_operations(model: Any, pictures: int, size: Size) -> int:
     """Image encoder and Q-Former of a model on the meta device, forward."""
-    size = model.config.vision_config.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as operations:
-        model.get_query_features(torch.empty(pictures, 3, size, size, device="meta"))
+        model.get_query_features(torch.empty(pictures, 3, *size, device="meta"))
     return operations.get_total_flops()
 
 

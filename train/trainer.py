@@ -74,7 +74,9 @@ class ProjectionTrainer(Trainer):
             eval_dataset=validation,
             optimizers=optimizers,
         )
-        self.meter = RunMeter(loss.model, self.args.device, self._sums, self.args.world_size)
+        size = pictures.image_processor.size
+        shape = (size["height"], size["width"])
+        self.meter = RunMeter(loss.model, shape, self.args.device, self._sums, self.args.world_size)
 
     def get_train_dataloader(self) -> DataLoader:
         """Steps in their order. Sequential and made by index, so that resuming skips them without reading any."""

@@ -19,7 +19,7 @@ from jminigpt4.train.recipe import Recipe
 RECIPE = Recipe(
     pictures_per_step=4, steps_per_epoch=2, epochs=1, pack_tokens=64, warmup_steps=1, attention="eager", log_steps=1
 )
-CPU = torch.device("cpu")
+CPU, SIZE = torch.device("cpu"), (28, 28)
 
 
 class Clock:
@@ -60,7 +60,7 @@ def test_the_operations_of_a_step_are_those_torch_counts_in_it(make_model, proce
         for pack in step.packs:
             run.loss(pack, features).sum().backward()
     assert step.packs[0].prefix
-    ours = count_operations(model.config).step(step.packs, len(step.pixel_values))
+    ours = count_operations(model.config, SIZE).step(step.packs, len(step.pixel_values))
     assert ours == counted.get_total_flops() > 1e6
 
 
@@ -72,9 +72,23 @@ def test_rows_one_by_one_are_counted_with_their_whole_last_layer(make_model, pro
     (pack, *_) = run.steps[0].packs
     with FlopCounterMode(display=False) as counted:
         run.loss(pack, torch.zeros(4, 4, 32)).sum().backward()
-    operations_ = count_operations(model.config)
+    operations_ = count_operations(model.config, SIZE)
     assert operations_.step([pack], 0, packed=False) == counted.get_total_flops()
     assert operations_.step([pack], 0, packed=True) < counted.get_total_flops()
+
+
+def test_the_demo_is_counted_whose_image_encoder_is_timms():
+    from jminigpt4 import DEMO
+    from jminigpt4.inference.loading import load_checkpoint
+
+    model, processor = load_checkpoint(DEMO, "cpu", "float32")
+    size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
+    counted = count_operations(model.config, size)
+    modules = model.model.language_model.modules()
+    linear = sum(each.weight.numel() for each in modules if isinstance(each, torch.nn.Linear))
+    assert counted.position + counted.end == 4 * linear
+    parameters = sum(each.numel() for each in model.model.vision_model.parameters())
+    assert counted.picture > parameters
 
 
 def test_the_peak_is_a_product_of_matrices_over_its_time(monkeypatch):
@@ -89,7 +103,7 @@ def test_the_peak_is_a_product_of_matrices_over_its_time(monkeypatch):
 @pytest.mark.parametrize("world", [1, 2])
 def test_shares_rates_and_use_are_over_all_processes(make_model, clock, world):
     """Each of `world` equal processes spends 10 seconds; counts are of all of them."""
-    own = RunMeter(make_model(), CPU, lambda *values: [world * value for value in values], world)
+    own = RunMeter(make_model(), SIZE, CPU, lambda *values: [world * value for value in values], world)
     own.begin(step=10, steps=30)
     for stage, seconds in (("decode", 1), ("encode", 2), ("language_model", 4), ("optimiser", 1)):
         with own.clock.stage(stage):
@@ -165,7 +179,7 @@ def test_a_family_that_cannot_be_counted_trains_as_well(
 ):
     monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
 
-    def refuse(config):
+    def refuse(config, size):
         raise RuntimeError("no content\nand more")
 
     monkeypatch.setattr(meter, "count_operations", refuse)
