@@ -1,6 +1,5 @@
 """What is exact in float32 on the CPU is the same, to rounding, on the device and in its precisions."""
 
-import importlib.util
 import json
 import math
 
@@ -90,11 +89,11 @@ def test_attention_in_packs(gpu, device, attention, dtype, note):
         assert off < TOLERANCES[dtype]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="needs flash_attn")
 def test_flash_attention_answers_as_sdpa(make_model, device, note):
     """In rows, as packs need a mask of their own."""
     if device == "cpu":
         pytest.skip("flash attention is for GPUs")
+    pytest.importorskip("flash_attn")
     config = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
     ids = torch.arange(100, 140)[None]
     model = make_model("llama", **config)
@@ -134,9 +133,9 @@ def test_training_in_float16_scales_its_gradient(make_model, processor, captions
     assert off < 0.05
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 @pytest.mark.parametrize(("quantize", "tolerance"), [("8bit", 0.1), ("nf4", 0.5)])
 def test_bitsandbytes_on_the_device(make_model, processor, device, tmp_path, quantize, tolerance, note):
+    pytest.importorskip("bitsandbytes")
     make_model("llama", hidden_size=128, intermediate_size=256).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     ids = torch.arange(100, 140)[None]
