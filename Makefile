@@ -1,4 +1,4 @@
-.PHONY: test check format
+.PHONY: test check format gpu
 
 test:  ## the test suite
 	python -m pytest -q -n 2
@@ -13,3 +13,6 @@ check:  ## everything the gate asks for, beside the tests
 format:  ## put the code in order
 	ruff check --fix .
 	ruff format .
+
+gpu:  ## checks and figures of one GPU at true size, into docs/gpu.md; minutes, and skipped without a GPU
+	GPU_PAGE=docs python -m pytest -q -rs -k "cuda or page" tests/gpu

@@ -88,38 +88,42 @@ def load_random(folder: Path, route: Route) -> JMiniGPT4ForConditionalGeneration
     return model
 
 
-def decoder(model: JMiniGPT4ForConditionalGeneration) -> Callable[[int], None]:
-    """What generates a number of tokens behind a prompt."""
-    ids = torch.arange(100, 100 + PROMPT_TOKENS)[None]
+def decoder(model: JMiniGPT4ForConditionalGeneration, batch: int = 1, **options: Any) -> Callable[[int], None]:
+    """What generates a number of tokens behind `batch` prompts; `options` are those of `generate`."""
+    ids = torch.arange(100, 100 + PROMPT_TOKENS, device=model.device).expand(batch, -1)
 
     def decode(tokens: int):
         own_cache = isinstance(model, LlamaCppForConditionalGeneration)
         cache: dict[str, Any] = {CACHE_NAME: model.new_cache(256)} if own_cache else {}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache)
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **cache, **options)
 
     return decode
 
 
-def milliseconds(decode: Callable[[int], None]) -> float:
-    """CPU time of one more token, the prompt and all that is paid once left out."""
+def milliseconds(
+    decode: Callable[[int], None], clock: Callable[[], float] = time.process_time, many: int = MANY
+) -> float:
+    """Time of one more token by a clock that tells seconds, the prompt and all that is paid once left out."""
     times = []
-    for tokens in (FEW, MANY):
-        start = time.process_time()
+    for tokens in (FEW, many):
+        start = clock()
         decode(tokens)
-        times.append(time.process_time() - start)
-    return (times[1] - times[0]) / (MANY - FEW) * 1000
+        times.append(clock() - start)
+    return (times[1] - times[0]) / (many - FEW) * 1000
 
 
-def bytes_per_second() -> float:
-    """The best speed at which one thread reads 400 MB from memory, of four ways to read them."""
-    data = torch.ones(100_000_000)
+def bytes_per_second(
+    device: str = "cpu", numbers: int = 100_000_000, clock: Callable[[], float] = time.process_time
+) -> float:
+    """The best speed at which one thread, or a GPU, reads so many float32 from memory, of four ways to read them."""
+    data = torch.ones(numbers, device=device)
     integers = data.view(torch.int32)
     reductions = (data.sum, data.amax, lambda: torch.dot(data, data), integers.amax)
     best = 0.0
     for reduce in reductions * 3:
-        start = time.process_time()
+        start = clock()
         reduce()
-        best = max(best, data.numel() * 4 / (time.process_time() - start))
+        best = max(best, data.numel() * 4 / (clock() - start))
     return best
 
 

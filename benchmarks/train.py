@@ -51,8 +51,8 @@ from jminigpt4 import (
     JMiniGPT4Processor,
 )
 from jminigpt4.train import Recipe, train
-from jminigpt4.train.last_layer import only_at, position_wise_parts
 from jminigpt4.train.loss import PackLoss
+from jminigpt4.train.operations import encoder_operations, language_operations
 from jminigpt4.train.packing import IGNORED, EncodedGroup, EncodedRow, Packer
 
 BOS, EOS, FIRST_WORD = 2, 3, 10
@@ -67,15 +67,15 @@ def make_config(true_scale: bool) -> JMiniGPT4Config:
     return JMiniGPT4Config() if true_scale else small_config(**FIFTIETH)
 
 
-def make_model(config: JMiniGPT4Config, dtype: torch.dtype) -> JMiniGPT4ForConditionalGeneration:
+def make_model(config: JMiniGPT4Config, dtype: torch.dtype, device: str = "cpu") -> JMiniGPT4ForConditionalGeneration:
     """Random weights of the usual 0.02, made in their dtype; one block of a million numbers over and over: drawing
     billions takes longer than the race."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    with no_init_weights():
+    with no_init_weights(), torch.device(device):
         model = JMiniGPT4ForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
-    block = torch.randn(1_000_003).mul_(0.02).to(dtype)
+    block = torch.randn(1_000_003).mul_(0.02).to(device, dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
@@ -157,15 +157,18 @@ def padded(groups: list[EncodedGroup]) -> dict[str, torch.Tensor]:
 class Contenders:
     """The ways to take one step on the same rows; each returns the mean loss over supervised tokens."""
 
-    def __init__(self, model: JMiniGPT4ForConditionalGeneration, groups: list[EncodedGroup]):
+    def __init__(
+        self, model: JMiniGPT4ForConditionalGeneration, groups: list[EncodedGroup], pack_tokens: int = PACK_TOKENS
+    ):
         config = model.config
         size = config.vision_config.image_size
         self.model, self.blip2, self.loss = model, as_blip2(model), PackLoss(model)
-        dtype = model.model.vision_model.dtype
-        self.pixels = torch.randn(len(groups), 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
-        self.batch = padded(groups)
+        place = (model.device, model.model.vision_model.dtype)
+        self.pixels = torch.randn(len(groups), 3, size, size, generator=torch.Generator().manual_seed(1)).to(*place)
+        self.batch = {name: tensor.to(model.device) for name, tensor in padded(groups).items()}
         prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
-        self.packs = Packer(config.image_token_id, config.num_query_tokens, PACK_TOKENS, prefix).pack(groups)
+        packs = Packer(config.image_token_id, config.num_query_tokens, pack_tokens, prefix).pack(groups)
+        self.packs = [pack.to(model.device) for pack in packs]
         self.targets = sum(len(pack.targets) for pack in self.packs)
         with torch.no_grad():
             self.features = model.get_query_features(self.pixels)
@@ -187,7 +190,7 @@ class Contenders:
         return self._plain(self.blip2)
 
     def _packed(self, features: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device=features.device)
         for pack in self.packs:
             loss = self.loss(pack, features).sum() / self.targets
             loss.backward()
@@ -244,37 +247,11 @@ def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[
     prefix = tuple(groups[0].rows[0].input_ids[:BEFORE])
     packs = Packer(config.image_token_id, config.num_query_tokens, PACK_TOKENS, prefix).pack(groups)
     rows, length = padded(groups)["input_ids"].shape
-    article = _encoder_operations(model, rows) + _language_operations(model, rows, length)
-    ours = sum(_language_operations(model, 1, len(pack.input_ids), len(pack.supervised.unique())) for pack in packs)
-    fresh = ours + _encoder_operations(model, pictures)
+    size = (config.vision_config.image_size,) * 2
+    article = encoder_operations(model, rows, size) + language_operations(model, rows, length)
+    ours = sum(language_operations(model, 1, len(pack.input_ids), pack.supervised.unique().tolist()) for pack in packs)
+    fresh = ours + encoder_operations(model, pictures, size)
     return {"operations_ratio": article / ours, "operations_ratio_no_cache": article / fresh}
-
-
-def _encoder_operations(model: JMiniGPT4ForConditionalGeneration, pictures: int) -> int:
-    size = model.config.vision_config.image_size
-    with FlopCounterMode(display=False) as operations:
-        model.get_query_features(torch.empty(pictures, 3, size, size, device="meta"))
-    return operations.get_total_flops()
-
-
-def _language_operations(
-    model: JMiniGPT4ForConditionalGeneration, rows: int, length: int, supervised: int | None = None
-) -> int:
-    """Forward and backward; with `supervised`, logits and the last layer at so many positions only."""
-    parts = position_wise_parts(model.model.language_model) if supervised else []
-    positions = torch.arange(supervised or length, device="meta")
-    size = model.config.text_config.hidden_size
-    embeddings = torch.empty(rows, length, size, device="meta", requires_grad=True)
-    with FlopCounterMode(display=False) as operations:
-        with only_at(parts, positions, length):
-            output = model(
-                inputs_embeds=embeddings,
-                attention_mask=torch.empty(rows, 1, length, length, device="meta"),
-                position_ids=torch.arange(length, device="meta")[None],
-                logits_to_keep=positions,
-            )
-        output.logits.sum().backward()
-    return operations.get_total_flops()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -311,18 +288,20 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
+def race(
+    contenders: Contenders, names: list[str], repeats: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, dict[str, float]]:
     """All contenders in turn, `repeats` times, after one round that counts memory; its times count only when there are
-    no repeats. The first of `names` is what the others are compared with."""
+    no repeats. The first of `names` is what the others are compared with. `clock` tells seconds."""
     steps = {name: getattr(contenders, name) for name in names}
     expected_loss, expected = None, None
     results: dict[str, dict[str, float]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name, step in steps.items():
-        start = time.process_time()
+        start = clock()
         loss, gradient, peak, operations = contenders.gradient(step)
         if not repeats:
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(clock() - start)
         expected_loss, expected = (loss, gradient) if expected is None else (expected_loss, expected)
         results[name] = {
             "loss": loss.item(),
@@ -333,11 +312,11 @@ def race(contenders: Contenders, names: list[str], repeats: int) -> dict[str, di
         }
     for _ in range(repeats):
         for name, step in steps.items():
-            start = time.process_time()
+            start = clock()
             step()
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(clock() - start)
     for name in names:
-        results[name]["cpu_seconds"] = statistics.median(seconds[name])
+        results[name]["seconds"] = statistics.median(seconds[name])
         ratios = [first / own for first, own in zip(seconds[names[0]], seconds[name], strict=True)]
         results[name] |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
         results[name]["operations_ratio"] = results[names[0]]["operations"] / results[name]["operations"]
@@ -430,7 +409,7 @@ def report(kind: str, results: dict[str, dict[str, float]], contenders: Contende
         rows = contenders.rows if "ours" not in name else contenders.rows / len(contenders.packs)
         result["rows_per_gb"] = rows / result["activation_gb"]
         print(
-            f"{name:14}{result['cpu_seconds']:8.2f}{result['ratio']:7.2f}"
+            f"{name:14}{result['seconds']:8.2f}{result['ratio']:7.2f}"
             f"{result['least']:8.2f}-{result['most']:4.2f}{result['operations_ratio']:12.2f}"
             f"{result['rows_per_gb']:9.1f}{result['loss_relative_error']:10.1e}{result['gradient_relative_error']:10.1e}"
         )
@@ -480,7 +459,7 @@ def main():
             "ratio_no_cache_spread": [results["ours_no_cache"]["least"], results["ours_no_cache"]["most"]],
             "operations_ratio": results["ours"]["operations_ratio"],
             "operations_ratio_no_cache": results["ours_no_cache"]["operations_ratio"],
-            "ratio_to_hf_blip2": results["hf_blip2"]["cpu_seconds"] / results["ours"]["cpu_seconds"],
+            "ratio_to_hf_blip2": results["hf_blip2"]["seconds"] / results["ours"]["seconds"],
             "gradient_relative_error": results["ours"]["gradient_relative_error"],
             "rows_per_gb_ratio": results["ours"]["rows_per_gb"] / results["article"]["rows_per_gb"],
         }

@@ -216,6 +216,63 @@ def expected(reference) -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def make_originals_model(reference):
+    """`make_originals_model()`: the language model of the originals' training numbers, and their projection."""
+
+    def make() -> JMiniGPT4ForConditionalGeneration:
+        """The fixtures' language model with a row for the image token, and the projection of their checkpoint."""
+        values = json.loads((reference / "llm" / "config.json").read_text())
+        text_config = AutoConfig.for_model(**{**values, "vocab_size": 513, "torch_dtype": "float32"})
+        config = JMiniGPT4Config(
+            vision_config=Blip2VisionConfig(
+                hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, image_size=56
+            ),
+            qformer_config=Blip2QFormerConfig(
+                hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=80
+            ),
+            text_config=text_config,
+            num_query_tokens=8,
+            image_token_id=512,
+        )
+        model = JMiniGPT4ForConditionalGeneration(config)
+        stored = load_file(reference / "llm" / "model.safetensors")
+        layers = {
+            name.removeprefix("gpt_neox."): tensor for name, tensor in stored.items() if name.startswith("gpt_neox.")
+        }
+        ours = model.model.language_model.state_dict()
+        with torch.no_grad():
+            for name, tensor in layers.items():
+                if name in ours:
+                    ours.pop(name)[: len(tensor)] = tensor
+            model.lm_head.weight[:512] = stored["embed_out.weight"]
+            projection = torch.load(reference / "checkpoints" / "checkpoint.pth", weights_only=True)["model"]
+            model.model.language_projection.weight.copy_(projection["llama_proj.weight"])
+            model.model.language_projection.bias.copy_(projection["llama_proj.bias"])
+        assert not [name for name in ours if "inv_freq" not in name]
+        model.freeze()
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def article_rows():
+    """`article_rows(meta)`: the rows of those numbers, in the article's format."""
+    from jminigpt4.train.packing import EncodedRow
+
+    def rows(data: dict) -> list[EncodedRow]:
+        """The article's rows from the token ids of the fixtures."""
+        encoded = []
+        for ids, mask in zip(data["target_ids"], data["target_mask"], strict=True):
+            target = [token for token, kept in zip(ids, mask, strict=True) if kept]
+            prompt = [2, *data["prompt_start_ids"], *[512] * 8, *data["prompt_after_ids"]]
+            encoded.append(EncodedRow(prompt + target, [-100] * len(prompt) + target))
+        return encoded
+
+    return rows
+
+
 @pytest.fixture
 def full_disk():
     """`with full_disk(size)`: no file can grow beyond `size` bytes, as on a full disk; the system says `EFBIG`."""

@@ -31,6 +31,12 @@ def _changes(settings: list[str] | None) -> dict:
     return changes
 
 
+def _recipe(name: str, settings: list[str] | None):
+    from .recipe import Recipe
+
+    return Recipe.from_values({**dict(Recipe.load(name)), **_changes(settings)}, "--set")
+
+
 def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | None:
     if not data:
         return None
@@ -59,21 +65,21 @@ def train(
     export: Annotated[Path | None, typer.Option(help="Folder for the whole model with all that was trained.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
+    compare: Annotated[Path | None, typer.Option(help="Another run, whose curve is drawn beside this one's.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that prepare steps ahead.")] = 0,
 ):
     """Train the projection of a model, or more of it, on pictures and texts."""
     from . import engine
     from .distributed import init_processes
-    from .recipe import Recipe
 
     echo = typer.echo if init_processes().is_main_process else lambda text: None
-    chosen = Recipe.from_values({**dict(Recipe.load(recipe)), **_changes(changes)}, "--set")
+    chosen = _recipe(recipe, changes)
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
         for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():
             echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
         return
-    given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers}
+    given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers, "compare": compare}
     result = engine.train(model, _sources(data, images), output, chosen, **given)
     echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:
@@ -89,26 +95,36 @@ def train(
 def features(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
     cache: Annotated[Path, typer.Argument(help="Folder of the query-feature cache.")],
-    data: Data,
+    data: Data = None,
     images: Images = None,
-    views: Annotated[int, typer.Option(help="Randomly cropped views per picture; 0: the plain picture.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32: how features are stored.")] = "float16",
+    recipe: Recipe = "stage1",
+    changes: Changes = None,
+    views: Annotated[
+        int | None, typer.Option(help="Cropped views per picture; 0: the plain one. Default: the recipe's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16, bfloat16 or float32: how features are stored. Default: the recipe's.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
 ):
-    """Compute the query features of pictures once, for any number of trainings."""
-    from ..checkpoint import dtype_named
+    """Compute the query features of pictures once, for any number of trainings by the same recipe."""
     from .distributed import init_processes
     from .features import FeatureCache, PictureEncoder, fill_together
     from .frozen import load_model
-    from .recipe import Recipe
+    from .selection import CocoTwins
+    from .sources import pictures_of, read_data
 
-    dtype_named(dtype)  # which the cache would find out only after the model is loaded
     state = init_processes()
-    sources = [as_source(each) for each in _sources(data, images) or []]
-    pictures = [picture for source in sources for row in read_source(source) for picture in row.pictures]
-    loaded, processor = load_model(model, None, Recipe())
-    store = FeatureCache(cache, PictureEncoder(loaded.to(state.device), processor, views, batch_size), dtype)
-    bad = fill_together(store, pictures, state)
+    chosen = _recipe(recipe, changes)
+    if views is not None:
+        chosen = chosen.with_(augmentation=views != 0, views=views or 1)
+    if dtype is not None:
+        chosen = chosen.with_(cache_dtype=dtype)
+    sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
+    loaded, processor = load_model(model, None, chosen)
+    encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
+    store = FeatureCache(cache, encoder, chosen.cache_dtype)
+    bad = fill_together(store, pictures_of(sources), state)
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)

@@ -25,17 +25,18 @@ from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .frozen import load_model, load_trained, save_trained
 from .loss import PackLoss
-from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
+from .metrics import METRICS, RECIPE_FILE, MetricsLog, check_comparable, draw_learning_curve, peak_memory_gb
 from .order import SampleOrder
 from .packing import Packer
 from .packing_proof import exact_packer, longest_groups
 from .parts import check_options, learning_counts
 from .recipe import Recipe
+from .reporting import Reports, check_report
 from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import passes, shard_language
-from .sources import BadPictures, SourceData, fill_cache, read_data
+from .sources import BadPictures, SourceData, fill_cache, pictures_of, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
 
@@ -78,6 +79,7 @@ def train(
     overfit: int | None = None,
     export: str | os.PathLike | None = None,
     report_to: str = "none",
+    compare: str | os.PathLike | None = None,
     progress: bool = True,
     workers: int = 0,
     **changes: Any,
@@ -97,7 +99,9 @@ def train(
         max_steps: Stop after so many optimiser steps.
         overfit: Learn so many pictures by heart, which shows that data, tokens and labels belong together.
         export: Folder to make, at the end, of the whole model with all that was trained; see [`export`].
-        report_to: Where transformers' `Trainer` reports to, besides `metrics.jsonl`.
+        report_to: Where transformers' `Trainer` reports to, besides `metrics.jsonl`: `tensorboard` and `wandb` show
+            samples with their pictures as well.
+        compare: Output folder of another run, whose curves are drawn beside this one's in `learning_curve.png`.
         progress: Whether to show progress bars.
         workers: Processes that prepare steps ahead.
         changes: Values of the recipe to change, such as `epochs=1`.
@@ -107,7 +111,8 @@ def train(
 
     Raises:
         FileExistsError: `output` holds checkpoints and `resume` is off, or `export` is there already.
-        FileNotFoundError: Model, data or recipe is not there.
+        FileNotFoundError: Model, data, recipe or the run to compare with is not there.
+        ImportError: The package that `report_to` names is not installed.
         ValueError: Data or recipe is not in order, too many pictures are bad, a loaded model is to be exported, or
             processes are not started as [`init_processes`] needs it.
     """
@@ -116,11 +121,13 @@ def train(
             raise ValueError("Only a model given as a folder or Hub name can be exported: its files are taken over.")
         if Path(export).exists():
             raise FileExistsError(f"{export} exists already: choose another folder for the exported model.")
-    _check_report(report_to)
+    check_report(report_to)
+    other = [] if compare is None else [check_comparable(Path(compare))]
     recipe = _recipe(recipe, **changes)
     if export is not None:
         check_exportable(model, recipe)
     run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress)
+    run.beside = other
     result = run.train(Path(output), resume, report_to, progress, workers)
     if overfit is not None:
         result = replace(result, answers=run.answers())
@@ -178,8 +185,8 @@ def _prepare(
         model.to(state.device)
     if projection is not None:
         load_trained(model, Path(projection))
-    encoder = PictureEncoder(model, processor, views=recipe.views if recipe.augmentation and cache else 0)
-    bad = BadPictures(recipe, len(_pictures(sources)))
+    encoder = PictureEncoder(model, processor, views=recipe.cached_views if cache else 0)
+    bad = BadPictures(recipe, len({picture.name for picture in pictures_of(sources)}))
     pictures: PictureEncoder | FeatureCache = encoder
     if cache is not None:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
@@ -191,12 +198,6 @@ def _prepare(
 
 def _recipe(recipe: Recipe | str | os.PathLike, **changes: Any) -> Recipe:
     return (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_(**changes)
-
-
-def _pictures(sources: list[SourceData]) -> set[str]:
-    """Names of the distinct pictures, those for validation as well."""
-    groups = [group for source in sources for group in (*source.training, *source.validation)]
-    return {picture.name for group in groups for picture in group.pictures}
 
 
 def by_heart(recipe: Recipe, pictures: int) -> Recipe:
@@ -228,22 +229,6 @@ def _leave_out_long(
             f"{row.source}{picture}, has {length:,}. `max_answer_tokens` would cut their answers."
         )
     return sources
-
-
-def _check_report(report_to: str):
-    """Whether transformers can report there: said before anything is loaded.
-
-    Raises:
-        ImportError: Its package is not installed, or transformers knows no such place.
-    """
-    from transformers.integrations import get_available_reporting_integrations
-
-    available = get_available_reporting_integrations()
-    if report_to not in ("none", "all", *available):
-        raise ImportError(
-            f"Nothing can be reported to {report_to!r}: its package is not installed. Here there are "
-            f"{', '.join(['none', *available])}."
-        )
 
 
 def _first_groups(sources: list[SourceData], count: int) -> list[SourceData]:
@@ -283,6 +268,7 @@ class Run:
     ):
         self.model, self.processor, self.sources, self.encoder = model, processor, sources, encoder
         self.pictures, self.recipe, self.bad, self.state = pictures, recipe, bad, state
+        self.beside: list[Path] = []  # runs whose learning curves are drawn beside this one's
         self.loss, self.device = PackLoss(model), state.device or torch.device("cpu")
         self.rows = RowEncoder(processor, recipe.max_answer_tokens)
         groups = [source.training for source in sources]
@@ -381,6 +367,7 @@ class Run:
             evaluated.append(trainer.evaluate()["eval_loss"])
         if self.state.is_main_process:
             self._write_results(output)
+            self.reports.finish()
         self.state.wait_for_everyone()
         self.model.eval()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -439,9 +426,11 @@ class Run:
             self.description,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(MetricsLog(output, trainer.throughput, progress))
-        if self.recipe.sample_steps:
-            trainer.add_callback(self._samples(output, self.recipe.sample_steps))
+        trainer.add_callback(MetricsLog(output, trainer.meter, progress))
+        self.reports = Reports(trainer.callback_handler.callbacks, self.recipe)
+        trainer.add_callback(self.reports)
+        if self.recipe.sample_steps or self.reports:
+            trainer.add_callback(self._samples(output, self.recipe.sample_steps or self._epoch))
         return trainer
 
     def _samples(self, output: Path, steps: int) -> Samples:
@@ -449,7 +438,7 @@ class Run:
         rows = [group.rows[0] for group in held if group.pictures][:4]
         return Samples(
             self.model, self.processor, rows, self.encoder, output, steps,
-            everywhere=self.recipe.shard_language, encoder_learns=self.recipe.encoder_learns,
+            everywhere=self.recipe.shard_language, encoder_learns=self.recipe.encoder_learns, reports=self.reports,
         )  # fmt: skip
 
     def answers(self) -> list[tuple[str, str]]:
@@ -467,8 +456,8 @@ class Run:
         if bad_rows := [json.dumps(asdict(each)) for source in self.sources for each in source.bad_rows]:
             with finished_file(output / "bad_rows.jsonl") as temporary:
                 temporary.write_text("\n".join(bad_rows) + "\n", encoding="utf-8")
-        if (output / "metrics.jsonl").is_file():
-            draw_learning_curve(output / "metrics.jsonl", output / "learning_curve.png")
+        if (output / METRICS).is_file():
+            draw_learning_curve(output / METRICS, output / "learning_curve.png", *self.beside)
 
     def _first_step(self) -> Step:
         """The first share of a step that holds something to learn, the same one in every process.
@@ -574,5 +563,5 @@ def _write_recipe(recipe: Recipe, output: Path):
     import yaml
 
     text = yaml.safe_dump(recipe.values(), allow_unicode=True, sort_keys=False)
-    with finished_file(output / "recipe.yaml") as temporary:
+    with finished_file(output / RECIPE_FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")

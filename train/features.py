@@ -102,6 +102,26 @@ def checksum(features: torch.Tensor) -> int:
     return zlib.crc32(features.view(torch.uint8).numpy())
 
 
+def _refusal(folder: Path, different: list[str], stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What a cache was computed with that is now asked for otherwise, and what takes the cache as it is."""
+    if "precision" in different:  # of the weights, whose digest it changes as well
+        different = [key for key in different if key != "encoder"]
+    views = stored.get("views")
+    changes = {
+        "views": f"--set augmentation=true --set views={views}" if views else "--set augmentation=false",
+        "dtype": f"--set cache_dtype={stored.get('dtype')}",
+        "precision": f"--set dtype={stored.get('precision')}",
+    }
+    what = [
+        f"{key} {stored.get(key)} instead of {wanted[key]}" if key in changes else f"another {key}"
+        for key in different
+    ]
+    begun = f"{folder} holds features computed with {', '.join(what)}"
+    if all(key in changes for key in different):
+        return f"{begun}: {' '.join(changes[key] for key in different)} takes them, or name another folder."
+    return f"{begun}: they are of no use to this model. Name another folder as the cache."
+
+
 def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"{path} {what}: delete this file, its pictures will be encoded anew.")
 
@@ -175,6 +195,7 @@ class PictureEncoder:
         settings = json.loads(json.dumps(settings, default=str))
         return {
             "encoder": digest.hexdigest(),
+            "precision": str(core.vision_model.dtype).removeprefix("torch."),
             "layer_norm_eps": epsilons,
             "preprocessing": settings,
             "views": self.views,
@@ -210,12 +231,11 @@ class FeatureCache:
         path = self.folder / FINGERPRINT
         if path.is_file():
             stored = _checked(_FINGERPRINT, path)
-            different = [key for key in fingerprint if stored.get(key) != fingerprint[key]]
+            # Older versions did not write down the precision, which the encoder's digest holds as well.
+            stated = [key for key in fingerprint if key in stored or key != "precision"]
+            different = [key for key in stated if stored.get(key) != fingerprint[key]]
             if different:
-                raise ValueError(
-                    f"{self.folder} holds features computed with another {', '.join(different)}: they do not belong "
-                    "to this model and these settings. Use another folder, or delete this one."
-                )
+                raise ValueError(_refusal(self.folder, different, stored, fingerprint))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             with finished_file(path) as temporary:

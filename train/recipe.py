@@ -109,7 +109,9 @@ class Recipe(BaseModel):
         on_bad_picture: `skip` or `raise`.
         on_bad_row: `raise`, or `skip`: rows that lack something are left out, counted and listed.
         max_bad_share: Training stops when more than this share of pictures, or of rows, is bad.
-        log_steps, save_steps, eval_steps, sample_steps: Every how many steps; `None`: at the end of each epoch.
+        log_steps, save_steps, eval_steps: Every how many steps; `None`: at the end of each epoch.
+        sample_steps: Every how many steps the model answers on four fixed pictures; `None`: at the end of each epoch
+            if the run reports to TensorBoard or Weights & Biases, else never.
         keep_checkpoints: How many are kept.
         seed: What order, prompts and crops are drawn from.
         data: Data sources, when they are not given otherwise.
@@ -256,6 +258,11 @@ class Recipe(BaseModel):
     def language_learns(self) -> bool:
         """Whether the language model changes, by itself or by adapters."""
         return bool(self.lora) or "language" in self.learn
+
+    @property
+    def cached_views(self) -> int:
+        """Cropped views of a picture in a feature cache; 0: the plain picture."""
+        return self.views if self.augmentation else 0
 
     def rates(self, steps_per_epoch: int) -> Callable[[int], float]:
         """Learning rate of a step (from 0), for epochs of this length."""

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
 from ..data.rows import Row
 from ..inference.answering import Answer, AnswerGenerator, Prompt
 from .features import PictureEncoder
+from .reporting import Reports
 
 BATCH_SIZE = 8  # rows answered at a time
 
@@ -26,6 +28,7 @@ class Samples(TrainerCallback):
         max_new_tokens: Longest answer.
         everywhere: Whether all processes must answer for one to do so; the first alone writes.
         encoder_learns: Whether pictures are encoded anew each time.
+        reports: Where else answers and pictures are written.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class Samples(TrainerCallback):
         max_new_tokens: int = 48,
         everywhere: bool = False,
         encoder_learns: bool = False,
+        reports: Reports | None = None,
     ):
         self.model, self.processor, self.pictures, self.rows = model, processor, pictures, rows
         self.path, self.steps, self.max_new_tokens = output / "samples.jsonl", steps, max_new_tokens
-        self.everywhere, self.encoder_learns = everywhere, encoder_learns
+        self.everywhere, self.encoder_learns, self.reports = everywhere, encoder_learns, reports
         self._generator = AnswerGenerator(model, processor)
         self._features: dict[Any, torch.Tensor] = {}
 
@@ -53,6 +57,8 @@ class Samples(TrainerCallback):
             if first:
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+                if self.reports:
+                    self.reports.samples(state.global_step, lines, self._shown())
 
     def lines(self, step: int) -> list[dict[str, Any]]:
         """All answers at step `step`, beside what was expected."""
@@ -60,6 +66,11 @@ class Samples(TrainerCallback):
             {"step": step, "image_ids": row.image_ids, "expected": row.answer, "answer": answer}
             for row, answer in zip(self.rows, self.answers(), strict=True)
         ]
+
+    def _shown(self) -> list[Image.Image]:
+        """The first picture of each row."""
+        to_rgb = self.pictures.image_processor.to_rgb
+        return [to_rgb(picture.read(), picture.name) for picture in (row.pictures[0] for row in self.rows)]
 
     def answers(self) -> list[str]:
         """The model's answers in the places of the rows' last ones, in the order of the rows."""

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.id_lists import read_ids, unmatched_line
+from ..data.pictures import Picture, TablePicture
 from ..data.readers import DataSource, as_source, read_source, refuse
 from ..data.rows import BadRow, Group, Row, group_rows
 from .features import BadPicture, FeatureCache, fill_together
@@ -126,6 +127,12 @@ class BadPictures:
             )
 
 
+def pictures_of(sources: list[SourceData]) -> list[Picture | TablePicture]:
+    """The pictures of all groups, those for validation as well; one that several groups show comes several times."""
+    groups = [group for source in sources for group in (*source.training, *source.validation)]
+    return [picture for group in groups for picture in group.pictures]
+
+
 def fill_cache(
     cache: FeatureCache, sources: list[SourceData], policy: BadPictures, state: PartialState, progress: bool
 ) -> list[SourceData]:
@@ -134,9 +141,7 @@ def fill_cache(
     Raises:
         ValueError: Too many pictures are bad, or all of a source.
     """
-    everything = [group for source in sources for group in (*source.training, *source.validation)]
-    pictures = [picture for group in everything for picture in group.pictures]
-    for each in fill_together(cache, pictures, state, progress, policy.note):
+    for each in fill_together(cache, pictures_of(sources), state, progress, policy.note):
         policy.note(each)
     kept = []
     for source in sources:

@@ -26,6 +26,7 @@ class Step:
         query_features: `(pictures, num_query_tokens, size)` from the cache, or `None`.
         pixel_values: `(pictures, 3, height, width)` to be encoded, or `None`.
         rows, tokens: Number of rows, and of tokens in the packs.
+        row_tokens: Number of tokens that these rows have when each stands by itself.
         bad: Pictures that could not be read; their rows are not in the step.
     """
 
@@ -34,6 +35,7 @@ class Step:
     pixel_values: torch.Tensor | None = None
     rows: int = 0
     tokens: int = 0
+    row_tokens: int = 0
     bad: list[BadPicture] = field(default_factory=list)
 
 
@@ -179,6 +181,7 @@ class StepDataset(Dataset):
         result.packs = self.packer.pack(encoded)
         result.rows = sum(len(group.rows) for group in encoded)
         result.tokens = sum(len(pack.input_ids) for pack in result.packs)
+        result.row_tokens = sum(len(row.input_ids) for group in encoded for row in group.rows)
         return result
 
     def _cached(self, cache: FeatureCache, groups: list[Group], epoch: int) -> tuple[Step, dict[str, int]]:

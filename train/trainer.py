@@ -22,6 +22,7 @@ from .encoder_gradient import StepPictures
 from .features import BadPicture, PictureEncoder
 from .frozen import load_trained, save_trained
 from .loss import PackLoss
+from .meter import RunMeter
 from .optimizers import OPTIMIZERS
 from .packing import Pack
 from .parts import parameter_groups
@@ -63,9 +64,8 @@ class ProjectionTrainer(Trainer):
         run: RunDescription,
     ):
         self.recipe, self.validation, self.pictures, self.bad = recipe, validation, pictures, bad
-        self.sources, self.run = sources, run
+        self.sources, self.run, self.pack_loss = sources, run, loss
         self._per_source = torch.zeros(len(sources), 2, dtype=torch.float64)
-        self.throughput = {"rows": 0, "tokens": 0, "supervised_tokens": 0}
         self.steps, self.trained, self.output = steps, loss.model, Path(arguments.output_dir or ".")
         optimizer = make_optimizer(loss, recipe)
         schedule = RateSchedule(optimizer, recipe.rates(steps.order.steps_per_epoch))
@@ -77,6 +77,10 @@ class ProjectionTrainer(Trainer):
             eval_dataset=validation,
             optimizers=optimizers,
         )
+        size = pictures.image_processor.size
+        shape = (size["height"], size["width"])
+        uncounted = "parts that learn whole are not" if recipe.learns_whole_parts else ""
+        self.meter = RunMeter(loss.model, shape, self.args.device, self._sums, self.args.world_size, uncounted)
 
     def get_train_dataloader(self) -> DataLoader:
         """Steps in their order. Sequential and made by index, so that resuming skips them without reading any."""
@@ -84,6 +88,11 @@ class ProjectionTrainer(Trainer):
 
     def _loader(self, steps: StepDataset) -> DataLoader:
         return DataLoader(steps, batch_size=1, collate_fn=_only, num_workers=self.args.dataloader_num_workers)
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        """The next step; what training waits for is the time of decoding."""
+        with self.meter.clock.stage("decode"):
+            return super().get_batch_samples(*arguments, **named)
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over the packs of a step; gradients are exchanged with the last of them.
@@ -95,17 +104,17 @@ class ProjectionTrainer(Trainer):
             ValueError: The loss is not a number.
         """
         model.train()
-        total = self._count(inputs)
-        pictures = StepPictures(self.pictures, self.recipe, inputs)
-        loss = 0.0
-        forwards = self._passes(inputs.packs, pictures.features) or [(None, None)]
-        for number, (pack, features) in enumerate(forwards, 1):
-            last = number == len(forwards) and not self.recipe.learns_whole_parts
-            with nullcontext() if last else _without_exchange(model):
-                loss += self._backward(model, pack, features, total)
+        with self.meter.clock.stage("encode"):
+            pictures = StepPictures(self.pictures, self.recipe, inputs)
+        forwards = self._passes(inputs.packs, pictures.features)
+        total = self._count(inputs, sum(len(pack.input_ids) for pack, _ in forwards))
+        with self.meter.clock.stage("language_model"):
+            loss = self._learn(model, forwards or [(None, None)], total)
         if self.recipe.learns_whole_parts:
-            pictures.backward(model)
+            with self.meter.clock.stage("encode"):
+                pictures.backward(model)
         (loss,) = self._sums(loss)
+        self.meter.clock.start("optimiser")  # which `MetricsLog` stops; clipping is a part of it
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss of step {self.state.global_step + 1} is {loss}: the language model overflows in "
@@ -113,6 +122,14 @@ class ProjectionTrainer(Trainer):
                 "from the last checkpoint with dtype bfloat16 or float32, or begin again with a lower learning rate."
             )
         return torch.tensor(loss, device=self.args.device)
+
+    def _learn(self, model: nn.Module, forwards: list, total: float) -> float:
+        loss = 0.0
+        for number, (pack, features) in enumerate(forwards, 1):
+            last = number == len(forwards) and not self.recipe.learns_whole_parts
+            with nullcontext() if last else _without_exchange(model):
+                loss += self._backward(model, pack, features, total)
+        return loss
 
     def _backward(self, model: nn.Module, pack: Any, features: Any, total: float) -> float:
         with self.compute_loss_context_manager():
@@ -134,13 +151,14 @@ class ProjectionTrainer(Trainer):
         self._per_source[:, 0].index_add_(0, sources, losses * counted)
         self._per_source[:, 1].index_add_(0, sources, counted)
 
-    def _count(self, step: Step) -> float:
+    def _count(self, step: Step, computed: int) -> float:
         """Takes note of a step's size and bad pictures in all processes, and returns the weight of all its targets."""
         weight = sum(float(pack.weights.sum()) for pack in step.packs)
         supervised = sum(len(pack.targets) for pack in step.packs)
-        weight, *counts, bad = self._sums(weight, step.rows, step.tokens, supervised, len(step.bad))
-        for name, count in zip(self.throughput, counts, strict=True):
-            self.throughput[name] += int(count)
+        own = (step.rows, step.tokens, supervised, step.row_tokens, computed, self.floating_point_ops(step))
+        weight, *counts, bad = self._sums(weight, *own, len(step.bad))
+        for name, count in zip(self.meter.counts, counts, strict=True):
+            self.meter.counts[name] += int(count)
         if bad:
             self._watch_all(step.bad)
         return weight
@@ -162,17 +180,20 @@ class ProjectionTrainer(Trainer):
         return None
 
     def floating_point_ops(self, inputs: Step) -> int:
-        """Not counted: `metrics.jsonl` has rows and tokens per second."""
-        return 0
+        """Of this process's share of a step; see `operations.py`."""
+        return self.meter.operations_of(inputs, self.pack_loss.packed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Adds the loss of each source since the last time and the epoch of the data."""
+        """Adds the loss of each source and the use of time since the last time, and the epoch of the data."""
         if "loss" in logs:
             sums = self._sums(*self._per_source.flatten().tolist())
             for name, loss, count in zip(self.sources, sums[::2], sums[1::2], strict=True):
                 if count and len(self.sources) > 1:
                     logs[f"loss/{name}"] = loss / count
             self._per_source.zero_()
+            logs |= self.meter.since_last(self.state.global_step)
+        if "train_runtime" in logs:
+            logs |= self.meter.whole()
         self.state.epoch = self.state.global_step / self.steps.order.steps_per_epoch
         super().log(logs)
 

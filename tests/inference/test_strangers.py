@@ -101,10 +101,16 @@ def test_weights_of_another_model(folder, change, sentence):
         assert "\n" not in str(raised.value)
 
 
+def captions_about_nothing(folder) -> str:
+    path = folder.parent / "captions.jsonl"
+    path.write_text('{"image": "none.png", "caption": "a"}')
+    return str(path)
+
+
 DOORS = {
     "chat": lambda folder: Settings(str(folder), device="cpu").open_session(),
     "train": lambda folder: load_model(str(folder), None, Recipe()),
-    "features": lambda folder: features(str(folder), folder / "cache", [], None),
+    "features": lambda folder: features(str(folder), folder / "cache", [captions_about_nothing(folder)]),
     "serve": lambda folder: build_server(str(folder), "cpu", "auto"),
 }
 

@@ -79,6 +79,32 @@ def test_features_then_train_then_export(model_folder, captions, tmp_path):
         run(*arguments, "--export", tmp_path / "out")
 
 
+SMALL = ["steps_per_epoch=null", "epochs=1", "warmup_steps=1", "pictures_per_step=4", "log_steps=1"]
+SMALL = [part for setting in SMALL for part in ("--set", setting)]
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["--recipe", "stage2"], ["--set", "augmentation=false"], ["--set", "dtype=bfloat16"]], ids=str
+)
+def test_features_and_train_agree_by_recipe(model_folder, captions, tmp_path, settings):
+    """With the defaults of both, and with the same settings given to both: nothing is left to encode."""
+    assert "8 pictures" in run("features", model_folder, tmp_path / "cache", captions, *settings)
+    files = sorted((tmp_path / "cache").iterdir())
+    arguments = ["train", model_folder, captions, "--output", tmp_path / "run", "--cache", tmp_path / "cache"]
+    assert "2 steps, loss" in run(*arguments, *settings, *SMALL)
+    assert sorted((tmp_path / "cache").iterdir()) == files
+
+
+def test_features_takes_the_pictures_of_the_recipe_and_no_others(model_folder, captions, tmp_path):
+    (tmp_path / "val.txt").write_text("000000000005\n")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"data: [{captions}]\nexclude: [{tmp_path / 'val.txt'}]\nvalidation: 0.3\nviews: 2\n")
+    assert "7 pictures" in run("features", model_folder, tmp_path / "cache", "--recipe", recipe)
+    recipe.write_text("epochs: 1\n")
+    with pytest.raises(ValueError, match="There is no data"):
+        run("features", model_folder, tmp_path / "cache", "--recipe", recipe)
+
+
 def test_overfit_prints_what_it_learnt_by_heart(model_folder, captions, tmp_path):
     output = run("train", model_folder, captions, "--output", tmp_path / "run", "--overfit", "2", "--max-steps", "2")
     assert "expected '犬0', answered " in output and "expected '犬1', answered " in output

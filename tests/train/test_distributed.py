@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -107,17 +108,24 @@ class Group:
 
 
 class Counter:
-    """What the language model of this process is given while it learns: sequences and tokens."""
+    """What the language model of this process is given: sequences and tokens while it learns, tokens of validation,
+    and how often it answers."""
 
     def __init__(self, model):
-        self.model, self.sequences, self.tokens = model, 0, 0
+        self.model, self.counts = model, {"sequences": 0, "tokens": 0, "validated": 0, "answered": 0}
         model.model.language_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module, arguments, named):
+        length = named["inputs_embeds"].shape[1]
+        callers = {frame.name for frame in traceback.extract_stack()}
         # What is compared before the first step has a gradient as well, in eval mode.
         if self.model.training and named["inputs_embeds"].requires_grad:
-            self.sequences += 1
-            self.tokens += named["inputs_embeds"].shape[1]
+            self.counts["sequences"] += 1
+            self.counts["tokens"] += length
+        elif "evaluate" in callers:
+            self.counts["validated"] += length
+        elif "answers" in callers:
+            self.counts["answered"] += 1
 
 
 RUNS = {
@@ -128,6 +136,8 @@ RUNS = {
     # Fewer pictures in a step than processes: some have nothing.
     "one": {"pictures_per_step": 1, "max_steps": 3, "epochs": 1},
     "cached": {"cache": "features", "cache_dtype": "float32", "augmentation": True, "views": 2},
+    # Five pictures for validation, three to learn from.
+    "validated": {"validation": 0.5, "max_steps": 1, "epochs": 1},
     "spread": {"shard_language": True, "sample_steps": 3, "validation": 0.2},
 }
 
@@ -148,7 +158,7 @@ class Runs:
         result = engine.train(
             model, data or self.captions, output, RECIPE, processor=self.processor, progress=False, **options
         )
-        self.note(world, output.name, {"sequences": counter.sequences, "tokens": counter.tokens})
+        self.note(world, output.name, counter.counts)
         return result
 
     def note(self, world: int, name: str, value):
@@ -214,7 +224,7 @@ def test_several_processes_in_a_fresh_process(make_model, processor, captions, t
     Group(1, all_runs).join()
 
     for world in (2, 3):
-        for name in ("packs", "rows", "one", "cached", "bad", *(["spread"] if world == 2 else [])):
+        for name in ("packs", "rows", "one", "cached", "validated", "bad", *(["spread"] if world == 2 else [])):
             whole = "packs" if name == "spread" else name
             one, several = tmp_path / f"{whole}-1", tmp_path / f"{name}-{world}"
             assert torch.allclose(weights(several), weights(one), atol=2e-6), name
@@ -239,11 +249,40 @@ def shared(runs: Runs, world: int):
     assert runs.counted(world, "one", "sequences")[1:] == [0] * (world - 1)
     packs = runs.counted(world, "packs", "tokens")
     assert all(packs) and sum(packs) < 1.4 * sum(runs.counted(1, "packs", "tokens"))
+    # Nobody validates for nothing, and one process alone answers.
+    (alone,), validated = (runs.counted(each, "validated", "validated") for each in (1, world))
+    assert all(validated) and sum(validated) < 1.3 * alone and max(validated) < 0.8 * alone
+    answered = runs.counted(world, "packs", "answered")
+    assert answered == [*runs.counted(1, "packs", "answered"), *[0] * (world - 1)] and answered[0]
+    # Half of the steps are left to those who go on, and of these each does its share.
+    resumed, whole = (runs.counted(world, name, "tokens") for name in ("resumed", "packs"))
+    assert all(resumed) and sum(resumed) < 0.7 * sum(whole)
     views = 2 * PICTURES
     assert sum(runs.noted(world, "encoded-cached")) == views == sum(runs.noted(1, "encoded-cached"))
     assert max(runs.noted(world, "encoded-cached")) == 2 * -(-PICTURES // world)
+    if world == 2:  # idle passes, with which both come to the same number, are empty pictures
+        spread, idle = runs.counted(2, "spread", "tokens"), runs.counted(2, "spread", "sequences")
+        assert idle[0] == idle[1] and sum(packs) <= sum(spread) < 1.3 * sum(packs)
+    for name in ("packs", "rows", "one", "cached", "resumed"):
+        assert_metered(runs, world, name)
     dry = runs.noted(world, "dry")
     assert [each["rows"] for each in dry] == [ROWS] * world and len({each["loss"] for each in dry}) == 1
+
+
+def assert_metered(runs: Runs, world: int, name: str):
+    """The log counts what the language models were given, and its shares are means over the processes."""
+    output = runs.folder / f"{name}-{world}"
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    whole = [line for line in lines if "train_runtime" in line][-1]
+    shares = [value for key, value in whole.items() if key.startswith("time/")]
+    assert len(shares) == 5 and sum(shares) == pytest.approx(1) and min(shares) >= 0
+    assert whole["packing_efficiency"] == 1.0 and whole["row_tokens_per_token"] > 1.0 and whole["mfu"] > 0
+    tokens = sum(runs.counted(world, name, "tokens"))
+    seconds = tokens / whole["tokens_per_second"]
+    assert seconds == pytest.approx(whole["train_runtime"], rel=0.5)
+    if name == "rows":
+        alone = [json.loads(line) for line in (runs.folder / "rows-1" / "metrics.jsonl").read_text().splitlines()]
+        assert whole["total_flos"] == alone[-1]["total_flos"] > 0
 
 
 def left_behind(runs: Runs, world: int):
@@ -334,19 +373,77 @@ def test_processes_outside_a_group_are_an_error(monkeypatch, make_model, process
     ids=["torchrun", "accelerate"],
 )
 def test_the_command_line_under_a_launcher(make_model, processor, captions, tmp_path, launcher):
-    """`features` by two processes, by gloo as there is no GPU here (`--multi_gpu` is how accelerate is told to start
-    several processes without MPI): what is printed is printed once."""
+    """`features` and `train` by two processes, by gloo as there is no GPU here (`--multi_gpu` is how accelerate is
+    told to start several processes without MPI): each does its share, and what is printed is printed once."""
     make_model().save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", *launcher, "-m", "jminigpt4.cli", "features", tmp_path / "model"]
-    command += [tmp_path / "cache", captions]
+    (tmp_path / "verbs.py").write_text(VERBS)
+    # One row a sequence, so that sequences are rows; the second step is shorter than the first.
+    settings = ["augmentation=false", "steps_per_epoch=null", "epochs=1", "pictures_per_step=5", "pack_tokens=1"]
+    settings += ["warmup_steps=1", "max_grad_norm=0.01", "log_steps=1"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    verbs = [
+        ["features", tmp_path / "model", tmp_path / "cache", captions, *options],
+        ["train", tmp_path / "model", captions, "--cache", tmp_path / "cache", "--output", tmp_path / "run", *options],
+    ]
+    command = [sys.executable, "-m", *launcher, tmp_path / "verbs.py", tmp_path]
+    command += [json.dumps([list(map(str, verb)) for verb in verbs])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == [f"8 pictures in {tmp_path / 'cache'}; 0 bad"]
+    said = [line for line in done.stdout.splitlines() if not line.startswith(("Time: ", "Use: "))]
+    assert said[0] == f"8 pictures in {tmp_path / 'cache'}; 0 bad"
+    assert len(said) == 2 and said[1].startswith("2 steps, loss ") and len(done.stdout.splitlines()) == 4
     assert len(list((tmp_path / "cache").glob("features-*.safetensors"))) == 2
+    counted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [each["rows"] for each in counted] == [
+        15,
+        9,
+    ]  # of five pictures and then three, the first and third are 0's
+    assert [each["encoded"] for each in counted] == [4, 4]
+    assert all(each["tokens"] > 5 * each["rows"] for each in counted)
+    rates = dict(logged(tmp_path / "run", "tokens_per_second"))
+    assert set(rates) >= {1, 2}
+
+
+VERBS = """
+import json
+import os
+import sys
+from pathlib import Path
+
+from jminigpt4 import cli
+from jminigpt4.train.features import PictureEncoder
+from jminigpt4.train.trainer import ProjectionTrainer
+
+counts = {"rows": 0, "tokens": 0, "encoded": 0}
+training_step, encode = ProjectionTrainer.training_step, PictureEncoder.encode
+
+
+def count(module, given, named):
+    counts["rows"] += 1
+    counts["tokens"] += named["inputs_embeds"].shape[1]
+
+
+def counting(self, *given):
+    handle = self.pack_loss.model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
+    loss = training_step(self, *given)
+    handle.remove()
+    return loss
+
+
+def encoding(self, pixels):
+    counts["encoded"] += len(pixels)
+    return encode(self, pixels)
+
+
+ProjectionTrainer.training_step, PictureEncoder.encode = counting, encoding
+for verb in json.loads(sys.argv[2]):
+    cli.app(verb, standalone_mode=False)
+Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(counts))
+"""
 
 
 def test_killed_at_any_moment_ends_bit_equal():

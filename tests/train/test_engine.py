@@ -109,6 +109,15 @@ def test_the_two_losses_differ_on_answers_of_unequal_length(run):
     assert losses["token_mean"] != pytest.approx(losses["answer_mean"], rel=1e-3)
 
 
+def test_the_same_run_again_is_bit_equal_whoever_prepares_its_steps(run):
+    options = {"augmentation": True, "max_steps": 3, "log_steps": 1}
+    first, again, ahead = run("first", **options), run("again", **options), run("ahead", workers=1, **options)
+    for other in (again, ahead):
+        assert torch.equal(weights(other.output), weights(first.output))
+        lines = [read_metrics(each.output / "metrics.jsonl") for each in (first, other)]
+        assert [line.get("loss") for line in lines[0]] == [line.get("loss") for line in lines[1]]
+
+
 def test_an_interrupted_run_ends_bit_equal(run, tmp_path, monkeypatch):
     whole = run("whole", save_steps=2)
     step = engine.ProjectionTrainer.training_step

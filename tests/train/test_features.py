@@ -66,10 +66,39 @@ def test_another_encoder_or_preprocessing_is_refused(frozen, make_model, process
         other.model.qformer.layernorm.bias[0] += 1e-3
     with pytest.raises(ValueError, match="another encoder"):
         FeatureCache(tmp_path / "cache", PictureEncoder(other, processor))
-    with pytest.raises(ValueError, match="views"):
-        FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor, views=2))
-    with pytest.raises(ValueError, match="dtype"):
-        FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor), "bfloat16")
+    other = make_model()
+    other.freeze()
+    other.bfloat16()
+    mended = {
+        "views 0 instead of 2: --set augmentation=false takes": (
+            PictureEncoder(frozen, processor, views=2),
+            "float16",
+        ),
+        "dtype float16 instead of bfloat16: --set cache_dtype=float16 takes": (
+            PictureEncoder(frozen, processor),
+            "bfloat16",
+        ),
+        "precision float32 instead of bfloat16: --set dtype=float32 takes": (
+            PictureEncoder(other, processor),
+            "float16",
+        ),
+    }
+    for sentence, (encoder, dtype) in mended.items():
+        with pytest.raises(ValueError, match=f"{sentence} them, or name another folder") as refused:
+            FeatureCache(tmp_path / "cache", encoder, dtype)
+        assert "delete" not in str(refused.value) and "\n" not in str(refused.value)
+    FeatureCache(tmp_path / "crops", PictureEncoder(frozen, processor, views=2))
+    with pytest.raises(ValueError, match="views 2 instead of 0: --set augmentation=true --set views=2 takes"):
+        FeatureCache(tmp_path / "crops", PictureEncoder(frozen, processor))
+
+
+def test_a_cache_of_an_older_version_states_no_precision_and_is_taken(frozen, processor, tmp_path):
+    FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    path = tmp_path / "cache" / "fingerprint.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("precision") == "float32"
+    path.write_text(json.dumps(stored))
+    FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
 
 
 def test_another_projection_or_language_model_is_welcome(frozen, make_model, processor, tmp_path):

@@ -1,0 +1,245 @@
+"""One GPU at true size, random weights: the training race, decoding against the memory, encoding pictures.
+
+    make gpu                       the same with the checks of tests/gpu, and writes docs/gpu.md and docs/gpu.json
+    python benchmarks/gpu.py       the figures alone: minutes on one card of 80 GB
+    python benchmarks/gpu.py --device cpu --tiny       what it would do, on nothing
+
+Every time is wall time between two synchronisations, after rounds that warm up. MFU is over the peak that the card
+reaches in a product of matrices here (`jminigpt4.train.operations`); what decoding is held against is the best speed
+at which the card reads its memory here. The last line is JSON.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from decode import FEW, Route, bytes_per_second, decoder, milliseconds, weight_bytes
+from small_models import small_config
+from transformers import CompileConfig
+
+from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
+from jminigpt4.train.operations import count_operations, measured_peak
+from train import Contenders, make_model, make_rows, race
+
+CONTENDERS = ["article", "hf_blip2", "ours", "ours_no_cache"]
+HEAD = """# On a GPU
+
+`make gpu` checks on the device what tests check on CPUs (`tests/gpu`), measures at true size with random weights
+(`benchmarks/gpu.py`), and writes this page and gpu.json beside it: at most 8 minutes are meant for one card of 80 GB.
+Nothing is downloaded. Every time is wall time between two synchronisations. Code that was written for CUDA and ran on
+CPUs only says so where it stands.
+
+"""
+NOT_RUN = """**Not run.** There was no GPU yet: `make gpu` fills this page in.
+"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of everything that is measured.
+
+    Args:
+        config: Makes the model's configuration.
+        dtype: Of weights and computing.
+        pictures, pack_tokens: Of a training step.
+        rounds: How often everything is timed.
+        tokens: Most tokens that are decoded.
+        batches: Prompts that are decoded at a time.
+        encoded: Pictures that are encoded at a time.
+        numbers: float32 that are read to measure the memory.
+    """
+
+    config: Callable[[], JMiniGPT4Config]
+    dtype: torch.dtype
+    pictures: int
+    pack_tokens: int
+    rounds: int
+    tokens: int
+    batches: tuple[int, ...]
+    encoded: int
+    numbers: int
+
+
+TRUE = Scale(
+    config=JMiniGPT4Config,
+    dtype=torch.bfloat16,
+    pictures=8,
+    pack_tokens=1024,
+    rounds=5,
+    tokens=130,
+    batches=(1, 16),
+    encoded=64,
+    numbers=10**9,
+)
+TINY = Scale(
+    config=lambda: small_config((32, 1, 2), (32, 1, 2), (64, 2, 2), image_size=28),
+    dtype=torch.float32,
+    pictures=2,
+    pack_tokens=256,
+    rounds=1,
+    tokens=4,
+    batches=(1, 2),
+    encoded=2,
+    numbers=10**5,
+)
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Seconds, once the device has done what it was asked for."""
+
+    def clock() -> float:
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def training(model: JMiniGPT4ForConditionalGeneration, scale: Scale) -> dict[str, Any]:
+    """The race of `benchmarks/train.py` on captions and on questions: speed, MFU, rows per GB of activations."""
+    device = model.device.type
+    peak = measured_peak(torch.device(device), scale.dtype)
+    results: dict[str, Any] = {}
+    for kind in ("captions", "questions"):
+        rows = make_rows(kind, scale.pictures, model.config, seed=0)
+        contenders = Contenders(model, rows, scale.pack_tokens)
+        raced = race(contenders, CONTENDERS, scale.rounds, clock_of(device))
+        for name, result in raced.items():
+            held = contenders.rows if "ours" not in name else contenders.rows / len(contenders.packs)
+            results[f"{kind}/{name}"] = {
+                "seconds": result["seconds"],
+                "ratio": result["ratio"],
+                "ratio_spread": [result["least"], result["most"]],
+                "rows_per_second": contenders.rows / result["seconds"],
+                "mfu": result["operations"] / (result["seconds"] * peak),
+                "rows_per_gb": held / result["activation_gb"],
+                "gradient_relative_error": result["gradient_relative_error"],
+            }
+    return results
+
+
+def decoding(model: JMiniGPT4ForConditionalGeneration, scale: Scale) -> dict[str, Any]:
+    """Tokens a second by `generate`, plain and with a static cache whose step is compiled, against the memory."""
+    model.eval()
+    model.generation_config.update(eos_token_id=None, pad_token_id=0, do_sample=False)
+    device = model.device.type
+    clock = clock_of(device)
+    bandwidth = max(bytes_per_second(device, scale.numbers, clock) for _ in range(2))
+    size = scale.dtype.itemsize
+    limit = weight_bytes(model, Route({}, size, size)) / bandwidth * 1000
+    results: dict[str, Any] = {}
+    for batch, (route, options) in itertools.product(scale.batches, routes(device).items()):
+        decode = decoder(model, batch, **options)
+        for tokens in (scale.tokens, FEW, scale.tokens):  # compiles, captures, runs
+            decode(tokens)
+        each = statistics.median(milliseconds(decode, clock, scale.tokens) for _ in range(scale.rounds))
+        results[f"batch {batch}/{route}"] = {
+            "tokens_per_second": 1000 * batch / each,
+            "limit": 1000 * batch / limit,
+            "of_limit": limit / each,
+        }
+    return results | {"memory_bytes_per_second": bandwidth}
+
+
+def routes(device: str) -> dict[str, dict[str, Any]]:
+    """Ways to decode, as options of `generate`."""
+    compiled: dict[str, Any] = {"cache_implementation": "static"}
+    if device == "cpu":  # where `generate` compiles only when it is told to; all but the compiler is the same
+        compiled["compile_config"] = CompileConfig(backend="eager", mode="default")
+        compiled["compile_config"]._compile_all_devices = True
+    return {"plain": {}, "static cache, compiled": compiled}
+
+
+def encoding(model: JMiniGPT4ForConditionalGeneration, scale: Scale) -> dict[str, float]:
+    """Pictures a second through image encoder and Q-Former, and MFU."""
+    device, size = model.device.type, model.config.vision_config.image_size
+    pixels = torch.randn(scale.encoded, 3, size, size, device=device).to(scale.dtype)
+    clock, times = clock_of(device), []
+    with torch.no_grad():
+        for _ in range(scale.rounds + 1):
+            start = clock()
+            model.get_query_features(pixels)
+            times.append(clock() - start)
+    seconds = statistics.median(times[1:])
+    operations = scale.encoded * count_operations(model.config, (size, size)).picture
+    peak = measured_peak(torch.device(device), scale.dtype)
+    return {"pictures_per_second": scale.encoded / seconds, "mfu": operations / (seconds * peak)}
+
+
+def measure(device: str, scale: Scale) -> dict[str, Any]:
+    """All figures; the model is made once."""
+    with_memory = device == "cuda"
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if with_memory else device,
+        "torch": torch.__version__,
+        "dtype": str(scale.dtype).removeprefix("torch."),
+        "peak_operations_per_second": measured_peak(torch.device(device), scale.dtype),
+    }
+    model = make_model(scale.config(), scale.dtype, device)
+    results["language_model_parameters"] = sum(each.numel() for each in model.model.language_model.parameters())
+    results["training"] = training(model, scale)
+    results["encoding"] = encoding(model, scale)
+    results["decoding"] = decoding(model, scale)
+    results["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9 if with_memory else 0.0
+    return results
+
+
+def page(results: dict[str, Any]) -> str:
+    """`docs/gpu.md`: the figures as a table, or that there are none yet."""
+    if not results:
+        return HEAD + NOT_RUN
+    lines = [
+        f"{results['device']}, torch {results['torch']}, {results['dtype']}, language model of "
+        f"{results['language_model_parameters'] / 1e9:.2f} billion parameters; "
+        f"{results['peak_operations_per_second'] / 1e12:.1f} TFLOP/s and "
+        f"{results['decoding']['memory_bytes_per_second'] / 1e12:.2f} TB/s measured; "
+        f"{results['peak_memory_gb']:.1f} GB held at most.\n",
+        "| training step | seconds | speed | rows/s | MFU | rows per GB | gradient, relative |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, each in results["training"].items():
+        lines.append(
+            f"| {name} | {each['seconds']:.3f} | {each['ratio']:.2f} ({each['ratio_spread'][0]:.2f}-"
+            f"{each['ratio_spread'][1]:.2f}) | {each['rows_per_second']:.0f} | {each['mfu']:.0%} | "
+            f"{each['rows_per_gb']:.1f} | {each['gradient_relative_error']:.0e} |"
+        )
+    lines += ["", "| decoding | tokens/s | of what the memory allows |", "|---|---|---|"]
+    for name, each in results["decoding"].items():
+        if isinstance(each, dict):
+            lines.append(f"| {name} | {each['tokens_per_second']:.0f} | {each['of_limit']:.0%} |")
+    encoded = results["encoding"]
+    lines += ["", f"Encoding: {encoded['pictures_per_second']:.0f} pictures/s, MFU {encoded['mfu']:.0%}."]
+    if checks := results.get("checks"):
+        lines += ["", "| checked against float32 on the CPU | relative difference |", "|---|---|"]
+        lines += [f"| {name} | {value:.1e} |" for name, value in checks.items()]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def write_page(results: dict[str, Any], folder: Path):
+    """`gpu.md` and `gpu.json`."""
+    (folder / "gpu.md").write_text(page(results), encoding="utf-8")
+    (folder / "gpu.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes at which a CPU is through in seconds")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("There is no CUDA device here; --device cpu --tiny shows what would be done.")
+    results = measure(options.device, TINY if options.tiny else TRUE)
+    print(page(results))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
