@@ -66,11 +66,15 @@ VERBS = (
 )
 
 
+LOOK_FIRST = {train.train: train.look_first, train.features: train.look_first}
+
+
 def _beginning(verb: Callable) -> Callable:
     """The verb with the model's classes registered, and nothing on the screen but its own output and errors."""
 
     @functools.wraps(verb)
     def begin(*args, **kwargs):
+        LOOK_FIRST.get(verb, lambda **given: None)(**kwargs)
         from .inference.loading import be_quiet
 
         register()

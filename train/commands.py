@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..data.first_look import look_at, look_at_first_rows
 from ..data.readers import READERS, as_source, read_source
 
 LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
@@ -13,7 +14,12 @@ Data = Annotated[
     typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {LAYOUTS}."),
 ]
 Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
-Recipe = Annotated[str, typer.Option(help="stage1, stage2, article-stair-vg, or a YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="auto (numbers from the size of the data), small, stage1, stage2, article-stair-vg, or a YAML file."
+    ),
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A value of the recipe, such as --set epochs=1; may be repeated.")
 ]
@@ -42,11 +48,17 @@ def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | N
     return sources
 
 
+def look_first(data: list[str] | None = None, images: list[str] | None = None, **options: Any):
+    """What `train` and `features` look at before the libraries are loaded, which takes seconds."""
+    for source in map(as_source, _sources(data, images) or []):
+        look_at_first_rows(source)
+
+
 def train(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
     data: Data = None,
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
-    recipe: Recipe = "stage1",
+    recipe: Recipe = "auto",
     images: Images = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
@@ -67,7 +79,7 @@ def train(
     from .recipe import Recipe
 
     echo = typer.echo if init_processes().is_main_process else lambda text: None
-    chosen = Recipe.from_values({**dict(Recipe.load(recipe)), **_changes(changes)}, "--set")
+    chosen = Recipe.from_values({**Recipe.load(recipe).values(), **_changes(changes)}, "--set")
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
         for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():
@@ -104,8 +116,10 @@ def features(
 
     dtype_named(dtype)  # which the cache would find out only after the model is loaded
     state = init_processes()
-    sources = [as_source(each) for each in _sources(data, images) or []]
-    pictures = [picture for source in sources for row in read_source(source) for picture in row.pictures]
+    pictures = []
+    for source in map(as_source, _sources(data, images) or []):
+        pictures += (of_source := [picture for row in read_source(source) for picture in row.pictures])
+        look_at(of_source, source.title)
     loaded, processor = load_model(model, None, Recipe())
     store = FeatureCache(cache, PictureEncoder(loaded.to(state.device), processor, views, batch_size), dtype)
     bad = fill_together(store, pictures, state)

@@ -32,6 +32,7 @@ from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import passes, shard_language
+from .sizing import by_heart, sized
 from .sources import BadPictures, SourceData, fill_cache, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
@@ -65,7 +66,7 @@ def train(
     model: Any,
     data: Any = None,
     output: str | os.PathLike = "run",
-    recipe: Recipe | str | os.PathLike = "stage1",
+    recipe: Recipe | str | os.PathLike = "auto",
     *,
     processor: Any = None,
     cache: str | os.PathLike | None = None,
@@ -86,7 +87,8 @@ def train(
         model: Folder or Hub name of a jminigpt4 checkpoint, or a loaded model (then give its `processor`).
         data: A file or folder, a [`DataSource`], a list of them, or a list of [`Row`]; by default the recipe's own.
         output: Folder of the run. A run that was interrupted goes on from its newest complete checkpoint.
-        recipe: A [`Recipe`], the name of one, or a YAML file.
+        recipe: A [`Recipe`], the name of one, or a YAML file; by default `auto`, whose numbers follow from the size of
+            the data.
         processor: The processor of a loaded model.
         cache: Folder of the query-feature cache; without one, pictures are encoded once a step.
         projection: A projection to begin with: a file, or the output folder of another run (stage 2 after stage 1).
@@ -126,7 +128,7 @@ def train(
 
 
 def dry_run(
-    model: Any, data: Any = None, recipe: Recipe | str | os.PathLike = "stage1", **options: Any
+    model: Any, data: Any = None, recipe: Recipe | str | os.PathLike = "auto", **options: Any
 ) -> dict[str, float]:
     """One step, forward and backward, without learning from it: what a run will take. Fills the cache, if there is
     one, and writes nothing else.
@@ -164,6 +166,10 @@ def _prepare(
     sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
     if overfit is not None:
         sources = _first_groups(sources, overfit)
+    if recipe.auto:
+        recipe, taken = sized(recipe, *_sizes(sources), max_steps)
+        if state.is_main_process:
+            tqdm.write(taken)
     model, processor = load_model(model, processor, recipe)
     sources = _leave_out_long(sources, model, RowEncoder(processor, recipe.max_answer_tokens), state)
     spread = shard_language(model, state) if recipe.shard_language else []
@@ -182,25 +188,15 @@ def _prepare(
     return run
 
 
+def _sizes(sources: list[SourceData]) -> tuple[int, int]:
+    """How many pictures there are to learn from, and for validation."""
+    return sum(len(each.training) for each in sources), sum(len(each.validation) for each in sources)
+
+
 def _pictures(sources: list[SourceData]) -> set[str]:
     """Names of the distinct pictures, those for validation as well."""
     groups = [group for source in sources for group in (*source.training, *source.validation)]
     return {picture.name for group in groups for picture in group.pictures}
-
-
-def by_heart(recipe: Recipe, pictures: int) -> Recipe:
-    """The recipe for learning a few pictures by heart: all of them in every step, fast, and never cropped."""
-    return recipe.with_(
-        pictures_per_step=pictures,
-        steps_per_epoch=None,
-        epochs=200,
-        warmup_steps=10,
-        learning_rate=1e-3,
-        min_learning_rate=1e-4,
-        augmentation=False,
-        validation=0.0,
-        save_steps=200,
-    )
 
 
 def _leave_out_long(
@@ -463,13 +459,16 @@ class Run:
         """The first share of a step that holds something to learn, the same one in every process.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or too many pictures turned out to be bad on the way.
         """
         shares = copy.copy(self.steps)
         for index in range(len(self.steps)):
             for rank in range(self.steps.world):
                 shares.rank = rank
-                if (step := shares[index]).packs:
+                step = shares[index]
+                for bad in step.bad:
+                    self.bad.note(bad)
+                if step.packs:
                     return step
         raise ValueError("No row of the data has a token to learn: are all pictures bad?")
 

@@ -1,0 +1,91 @@
+"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are, and from nothing
+else, so that a run which is resumed takes the same.
+
+Tried on drawings with the projection of `demo/` made random, `python benchmarks/train_small.py`; docs/training.md has
+the table.
+"""
+
+import math
+from typing import Any
+
+from .recipe import Recipe
+
+OPTIMIZER = "muon"
+# Learning rate and weight decay. Adapters want AdamW, and a lower rate than a fresh projection.
+SETTINGS = {"muon": (0.04, 1.0), "adamw": (1e-3, 0.05)}
+ADAPTERS = ("adamw", 1e-4, 0.05)
+FLOOR = 1 / 50  # of the learning rate, where it starts and ends
+
+
+def validation_share(pictures: int) -> float:
+    """A tenth of the pictures, at most about a thousand; none of fewer than 40, where each is wanted for learning."""
+    return 0.0 if pictures < 40 else min(0.1, 1000 / pictures)
+
+
+def pictures_per_step(pictures: int) -> int:
+    """About the root of their number as a power of two, from 16 to 256; all of them where they are fewer."""
+    return min(pictures, max(16, min(256, 2 ** math.ceil(math.log2(max(1, pictures)) / 2))))
+
+
+def epochs(pictures: int) -> int:
+    """How often each picture is seen: 52 times of 12, 26 of 100, 12 of 1,000, 6 of 10,000, once of a million."""
+    return max(1, round(120 / max(1, pictures) ** (1 / 3)))
+
+
+def sized(recipe: Recipe, training: int, held: int, max_steps: int | None = None) -> tuple[Recipe, str]:
+    """The recipe with numbers in the place of every `auto`, and one sentence that says which.
+
+    Args:
+        recipe: The recipe.
+        training, held: Number of pictures to learn from, and of those kept for validation.
+        max_steps: Where the run stops, however long the recipe is.
+    """
+    recipe = _given(recipe, validation=validation_share(training + held), **_optimizer(recipe))
+    recipe = _given(recipe, pictures_per_step=pictures_per_step(training), epochs=epochs(training))
+    per_epoch = recipe.steps_per_epoch or -(-training // recipe.pictures_per_step)
+    steps = recipe.epochs * per_epoch
+    lowest = FLOOR * recipe.learning_rate
+    recipe = _given(recipe, min_learning_rate=lowest, warmup_learning_rate=lowest, warmup_steps=_points(steps, 20))
+    recipe = _given(recipe, save_steps=_points(steps, 5), eval_steps=_points(steps, 10))
+    recipe = _given(recipe, sample_steps=_points(steps, 5))
+    taken = min(steps, max_steps or steps)
+    return recipe, (
+        f"{training:,} pictures{f' and {held:,} for validation' if held else ''}: {taken:,} steps of "
+        f"{recipe.pictures_per_step:,}, each picture {max(1, round(taken / per_epoch)):,} x; "
+        f"{recipe.optimizer} at {recipe.learning_rate:g} after {recipe.warmup_steps:,} steps of warm-up; saved every "
+        f"{recipe.save_steps or per_epoch:,} steps. These numbers follow from the data; `--set` changes any of them."
+    )
+
+
+def by_heart(recipe: Recipe, pictures: int) -> Recipe:
+    """The recipe for learning a few pictures by heart: all of them in every step, fast, and never cropped."""
+    return recipe.with_(
+        pictures_per_step=pictures,
+        steps_per_epoch=None,
+        epochs=200,
+        warmup_steps=10,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        min_learning_rate=1e-4,
+        augmentation=False,
+        validation=0.0,
+        save_steps=200,
+    )
+
+
+def _given(recipe: Recipe, **numbers: Any) -> Recipe:
+    return recipe.with_(**{name: number for name, number in numbers.items() if name in recipe.auto})
+
+
+def _optimizer(recipe: Recipe) -> dict[str, Any]:
+    if recipe.lora:
+        optimizer, rate, decay = ADAPTERS
+    else:
+        optimizer = OPTIMIZER if "optimizer" in recipe.auto else recipe.optimizer
+        rate, decay = SETTINGS.get(optimizer, SETTINGS["adamw"])
+    return {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay}
+
+
+def _points(steps: int, count: int) -> int:
+    """Every how many steps something is done `count` times in a run, and at least every thousandth."""
+    return max(1, min(1000, -(-steps // count)))
