@@ -38,7 +38,10 @@ def drawings() -> list[tuple[str, Image.Image]]:
     sheet = Image.open(HERE / "drawings.webp").convert("RGB")
     across = sheet.width // SIZE
     corners = [(number % across * SIZE, number // across * SIZE) for number in range(len(lines))]
-    return [(line.split("\t")[0], sheet.crop((x, y, x + SIZE, y + SIZE))) for line, (x, y) in zip(lines, corners)]
+    return [
+        (line.split("\t")[0], sheet.crop((x, y, x + SIZE, y + SIZE)))
+        for line, (x, y) in zip(lines, corners, strict=True)
+    ]
 
 
 def write(folder: Path, chosen: list[tuple[str, Image.Image]], count: int) -> Path:

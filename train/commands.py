@@ -66,7 +66,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     overfit: Annotated[int | None, typer.Option(help="Learn so many pictures by heart: a test of the data.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show one step and what it costs; train nothing.")
+        bool, typer.Option("--dry-run", help="Hours, memory and disk it would take here; train nothing.")
     ] = False,
     export: Annotated[Path | None, typer.Option(help="Folder for the whole model with the new projection.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
@@ -76,14 +76,15 @@ def train(
     """Train the projection of a model on pictures and texts."""
     from . import engine
     from .distributed import init_processes
+    from .plan import lines
     from .recipe import Recipe
 
     echo = typer.echo if init_processes().is_main_process else lambda text: None
     chosen = Recipe.from_values({**Recipe.load(recipe).values(), **_changes(changes)}, "--set")
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
-        for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():
-            echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
+        plan = engine.dry_run(model, _sources(data, images), chosen, output=output, export=export, **given)
+        echo("\n".join(lines(plan)))
         return
     given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers}
     result = engine.train(model, _sources(data, images), output, chosen, **given)

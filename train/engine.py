@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,20 +17,21 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
-from .distributed import TIMEOUT, from_all, from_first, init_processes
+from .distributed import TIMEOUT, from_first, init_processes
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .frozen import load_model, load_trained, save_trained
 from .loss import PackLoss
-from .metrics import MetricsLog, draw_learning_curve, peak_memory_gb
+from .metrics import MetricsLog, draw_learning_curve
 from .order import SampleOrder
 from .packing import Packer
 from .packing_proof import exact_packer, longest_groups
+from .plan import advice, fitting_in_memory, measure, repetition
 from .recipe import Recipe
 from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
-from .sharding import passes, shard_language
+from .sharding import shard_language
 from .sizing import by_heart, sized
 from .sources import BadPictures, SourceData, fill_cache, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
@@ -128,21 +128,33 @@ def train(
 
 
 def dry_run(
-    model: Any, data: Any = None, recipe: Recipe | str | os.PathLike = "auto", **options: Any
-) -> dict[str, float]:
-    """One step, forward and backward, without learning from it: what a run will take. Fills the cache, if there is
-    one, and writes nothing else.
+    model: Any,
+    data: Any = None,
+    recipe: Recipe | str | os.PathLike = "auto",
+    *,
+    output: str | os.PathLike = "run",
+    cache: str | os.PathLike | None = None,
+    export: str | os.PathLike | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What a run will take on this machine: one step, forward and backward, without learning from it. Writes nothing.
 
     Args:
-        model, data, recipe: As of [`train`], whose errors these are as well.
-        options: `processor`, `cache`, `projection`, `max_steps`, `overfit`, `progress` and changes of [`train`].
+        model, data, recipe, output, cache, export: As of [`train`], whose errors these are as well.
+        options: `processor`, `projection`, `max_steps`, `overfit`, `progress` and changes of [`train`].
 
     Returns:
         `steps` of the run; `rows`, `tokens`, `packs` and `supervised_tokens_per_row` of the first step, over all
-        processes; the `loss` of its first pack; `seconds` and `peak_memory_gb` of the process that took most; and
-        the `hours` that all steps would take at this pace.
+        processes; the `loss` of its first pack; `seconds` of a step, `seconds_encoding` of its pictures and
+        `measured_share`, how much of its tokens was computed (a long step is scaled up); `peak_memory_gb` so far of
+        the process that took most, and the `memory_gb` of the `device`; `hours` of all steps and validations at this
+        pace, `cache_hours` of features that are not in the cache; `disk_gb` and `free_disk_gb`; and `advice`,
+        sentences that say what to change.
     """
-    return _prepare(model, data, recipe, **options).dry_run()
+    stored = None if cache is None else Path(cache)
+    run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
+    plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
+    return plan | {"advice": advice(run, plan, stored)}
 
 
 def _prepare(
@@ -155,9 +167,11 @@ def _prepare(
     max_steps: int | None = None,
     overfit: int | None = None,
     progress: bool = True,
+    fill: bool = True,
     **changes: Any,
 ) -> "Run":
-    """All that comes before the first step; arguments as of `train`."""
+    """All that comes before the first step; arguments as of `train`, and `fill`: off, steps encode their pictures even
+    where there is a cache, and nothing is written."""
     state = init_processes()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     recipe = recipe.with_(**changes)
@@ -180,7 +194,7 @@ def _prepare(
     encoder = PictureEncoder(model, processor, views=recipe.views if recipe.augmentation and cache else 0)
     bad = BadPictures(recipe, len(_pictures(sources)))
     pictures: PictureEncoder | FeatureCache = encoder
-    if cache is not None:
+    if cache is not None and fill:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
         sources = fill_cache(pictures, sources, bad, state, progress)
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
@@ -325,8 +339,9 @@ class Run:
 
         Raises:
             BlockingIOError: Another process trains in `output`.
+            ValueError: A step does not fit into the device's memory, or as of the function `train`.
         """
-        with self._alone_in(output):
+        with self._alone_in(output), fitting_in_memory(self.recipe):
             return self._train(output, resume, report_to, progress, workers)
 
     @contextmanager
@@ -358,11 +373,14 @@ class Run:
         if self.state.is_main_process:
             _write_recipe(self.recipe, output)
         self._note_warmup()
+        often = repetition(self.recipe, len(self.steps), sum(len(each.training) for each in self.sources))
+        if often and self.state.is_main_process:
+            tqdm.write(f"Warning: {often}")
         if checkpoint is None:
             self.first_loss()
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-        if self.validation is not None and len(self.steps) % self._eval_steps:
+        if self.validation is not None and len(self.steps) % self.eval_steps:
             evaluated.append(trainer.evaluate()["eval_loss"])
         if self.state.is_main_process:
             self._write_results(output)
@@ -383,7 +401,8 @@ class Run:
         return min(self.steps.order.steps_per_epoch, len(self.steps))
 
     @property
-    def _eval_steps(self) -> int:
+    def eval_steps(self) -> int:
+        """Every how many steps the validation pictures are looked at."""
         return self.recipe.eval_steps or self._epoch
 
     def _trainer(self, output: Path, report_to: str, progress: bool, workers: int) -> ProjectionTrainer:
@@ -401,7 +420,7 @@ class Run:
             save_strategy="steps",
             save_steps=self.recipe.save_steps or self._epoch,
             eval_strategy="steps" if self.validation is not None else "no",
-            eval_steps=self._eval_steps,
+            eval_steps=self.eval_steps,
             seed=self.recipe.seed,
             report_to=report_to,
             disable_tqdm=True,
@@ -492,8 +511,12 @@ class Run:
         """
         step = self._first_step()
         self.model.eval()
-        pack = step.packs[0].to(self.device)
-        loss = self.loss(pack, self.encoder.features(step.query_features, step.pixel_values)).mean().item()
+        pack, pixels = step.packs[0], None
+        if step.pixel_values is not None and len(pack.pictures):
+            shown, places = pack.pictures.unique(return_inverse=True)
+            pack, pixels = replace(pack, pictures=places), step.pixel_values[shown]
+        features = self.encoder.features(step.query_features, pixels)
+        loss = self.loss(pack.to(self.device), features).mean().item()
         if not math.isfinite(loss):
             dtype = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(
@@ -520,33 +543,13 @@ class Run:
                 "train longer."
             )
 
-    def dry_run(self) -> dict[str, float]:
+    def dry_run(self, cache: Path | None, output: Path, export: Path | None) -> dict[str, Any]:
         """See the function [`dry_run`]."""
         self._note_warmup()
         self._prove_packing()
         loss = self.first_loss()
-        self.model.train()
-        start = time.perf_counter()
-        step = self.steps[0]
-        features = self.encoder.features(step.query_features, step.pixel_values)
-        spread = self.recipe.shard_language
-        for pack, pictures in passes(step.packs, features, self.model.config, self.device, spread):
-            torch.autograd.backward(self.loss(pack, pictures).sum())
-        self.model.zero_grad(set_to_none=True)
-        supervised = sum(len(pack.targets) for pack in step.packs)
-        own = (step.rows, step.tokens, len(step.packs), supervised, time.perf_counter() - start, peak_memory_gb())
-        rows, tokens, packs, supervised, seconds, memory = zip(*from_all([own]), strict=True)
-        return {
-            "steps": len(self.steps),
-            "rows": sum(rows),
-            "tokens": sum(tokens),
-            "packs": sum(packs),
-            "supervised_tokens_per_row": sum(supervised) / max(1, sum(rows)),
-            "loss": loss,
-            "seconds": max(seconds),
-            "peak_memory_gb": max(memory),
-            "hours": max(seconds) * len(self.steps) / 3600,
-        }
+        plan = measure(self, cache, output, export)
+        return plan | {"loss": loss, "device": self.device.type}
 
 
 def _no_prefix(recipe: Recipe) -> bool:

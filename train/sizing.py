@@ -1,5 +1,5 @@
-"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are, and from nothing
-else, so that a run which is resumed takes the same.
+"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are and from nothing
+else, so a run that is resumed takes the same.
 
 Tried on drawings with the projection of `demo/` made random, `python benchmarks/train_small.py`; docs/training.md has
 the table.
@@ -18,8 +18,8 @@ FLOOR = 1 / 50  # of the learning rate, where it starts and ends
 
 
 def validation_share(pictures: int) -> float:
-    """A tenth of the pictures, at most about a thousand; none of fewer than 40, where each is wanted for learning."""
-    return 0.0 if pictures < 40 else min(0.1, 1000 / pictures)
+    """A tenth of the pictures, eight at least and a thousand at most; none of fewer than 50, which all learn."""
+    return 0.0 if pictures < 50 else max(8 / pictures, min(0.1, 1000 / pictures))
 
 
 def pictures_per_step(pictures: int) -> int:

@@ -220,7 +220,7 @@ def test_overfitting_takes_a_few_pictures_and_learns_them(run):
 def test_a_dry_run_changes_and_writes_nothing(make_model, processor, captions, tmp_path):
     prepared = _prepare(make_model(), captions, RECIPE, processor, progress=False)
     before = prepared.model.model.language_projection.weight.clone()
-    report = prepared.dry_run()
+    report = prepared.dry_run(None, tmp_path / "run", None)
     assert report["steps"] == 12 and report["rows"] == 9 and report["supervised_tokens_per_row"] > 2
     assert torch.equal(prepared.model.model.language_projection.weight, before)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
