@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
+from ..extras import require
 from .distributed import TIMEOUT, from_first, init_processes
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
@@ -116,6 +117,7 @@ def train(
         if Path(export).exists():
             raise FileExistsError(f"{export} exists already: choose another folder for the exported model.")
     _check_report(report_to)
+    require("train", "yaml", "matplotlib")  # what is written at the end
     run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, **changes)
     result = run.train(Path(output), resume, report_to, progress, workers)
     if overfit is not None:

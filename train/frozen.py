@@ -52,6 +52,8 @@ def _load(model: str, recipe: Recipe) -> tuple[Any, Any]:
         # Sharding takes layer by layer from the CPU, but they are computed where the stored dtype is not slow.
         dtype = dtype or str(checkpoint_config(model).dtype).removeprefix("torch.")
         device = "cpu"
+    if device.type == "mps" and dtype is None and checkpoint_config(model).dtype == torch.float16:
+        dtype = "bfloat16"  # small gradients are none in float16, and are scaled on CUDA alone
     return load_checkpoint(model, device, dtype, quantize="8bit" if recipe.load_in_8bit else None)
 
 

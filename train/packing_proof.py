@@ -163,9 +163,9 @@ def _losses(loss: PackLoss, packs: list[Pack], numbers: list[int], features: tor
         rows = [(number, losses[pack.sources == number]) for number in numbers]
         own = {number: each.mean() for number, each in rows if len(each)}
         torch.autograd.backward(SCALE * torch.stack(list(own.values())).sum())
-        means |= {number: each.detach().double() for number, each in own.items()}
+        means |= {number: each.detach().cpu().double() for number, each in own.items()}
     layer = loss.model.model.language_projection
-    gradient = torch.cat([parameter.grad.flatten().double() for parameter in layer.parameters()])
+    gradient = torch.cat([parameter.grad.flatten().cpu().double() for parameter in layer.parameters()])
     loss.model.zero_grad(set_to_none=True)
     return torch.stack([means[number] for number in numbers]), gradient
 
