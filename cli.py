@@ -114,7 +114,7 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 def _prepare_streams():
-    """Consoles of Windows may know Japanese (cp932) and no `～`, or no Japanese at all: nothing ends in an error."""
+    """Consoles of Windows may know Japanese (cp932) and no ticks, or no Japanese at all: nothing ends in an error."""
     codecs.register_error("escaped", _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

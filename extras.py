@@ -1,5 +1,5 @@
-"""Packages that only some verbs need: the extras of this package, and how they are installed as things are: the package
-is on no index, so from the folder that was cloned."""
+"""Packages that only some verbs need, the extras of this one, and how they are installed while it is on no index: from
+the folder that was cloned."""
 
 import importlib.util
 from pathlib import Path

@@ -155,7 +155,8 @@ def dry_run(
     """
     stored = None if cache is None else Path(cache)
     run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
-    plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
+    with fitting_in_memory(run.recipe):
+        plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
     return plan | {"advice": advice(run, plan, stored)}
 
 
