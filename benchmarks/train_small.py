@@ -2,6 +2,7 @@
 
     python benchmarks/train_small.py                                    12, 60, 100 and 1,000 pictures, the default
     python benchmarks/train_small.py --pictures 100 --set optimizer=adamw --set learning_rate=3e-3
+    python benchmarks/train_small.py --pictures 12 100 --trained        go on from the demo's own projection
 
 The checkpoint of `demo/` with a random projection learns the names of drawings (drawings.webp, drawings.tsv), one
 question a picture; 1,000 are 234 drawings and crops of them. Asked are the pictures it was trained on, and 78 drawings
@@ -74,6 +75,7 @@ def main():
     parser.add_argument("--pictures", type=int, nargs="+", default=[12, 60, 100, 1000])
     parser.add_argument("--recipe", default="auto")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--trained", action="store_true", help="begin with the projection of the demo")
     options = parser.parse_args()
     be_quiet()
     recipe = Recipe.load(options.recipe, **_changes(options.set))
@@ -84,12 +86,15 @@ def main():
             rows = write(Path(folder) / f"{count}", everything[:-HELD][:count], count)
             model = JMiniGPT4ForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32)
             processor = JMiniGPT4Processor.from_pretrained(DEMO)
-            torch.manual_seed(0)
-            torch.nn.init.normal_(model.model.language_projection.weight, std=0.003)
-            torch.nn.init.zeros_(model.model.language_projection.bias)
+            if not options.trained:
+                torch.manual_seed(0)
+                torch.nn.init.normal_(model.model.language_projection.weight, std=0.003)
+                torch.nn.init.zeros_(model.model.language_projection.bias)
             began, wall = time.process_time(), time.perf_counter()
             output = Path(folder) / f"run-{count}"
-            result = train(model, str(rows), output, recipe, processor=processor, progress=False)
+            result = train(
+                model, str(rows), output, recipe, processor=processor, progress=False, cache=Path(folder) / "cache"
+            )
             spent = f"{time.process_time() - began:.0f} CPU s, {time.perf_counter() - wall:.0f} s"
             validation = f", validation {result.eval_loss:.3f}" if result.eval_loss is not None else ""
             print(

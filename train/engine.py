@@ -33,7 +33,7 @@ from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import shard_language
-from .sizing import by_heart, sized
+from .sizing import by_heart, is_fresh, sized
 from .sources import BadPictures, SourceData, fill_cache, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
@@ -183,10 +183,7 @@ def _prepare(
     sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
     if overfit is not None:
         sources = _first_groups(sources, overfit)
-    if recipe.auto:
-        recipe, taken = sized(recipe, *_sizes(sources), max_steps)
-        if state.is_main_process:
-            tqdm.write(taken)
+    sizes = _sizes(sources)
     model, processor = load_model(model, processor, recipe)
     sources = _leave_out_long(sources, model, RowEncoder(processor, recipe.max_answer_tokens), state)
     spread = shard_language(model, state) if recipe.shard_language else []
@@ -194,6 +191,10 @@ def _prepare(
         model.to(state.device)
     if projection is not None:
         load_trained(model, Path(projection))
+    if recipe.auto:
+        recipe, taken = sized(recipe, *sizes, is_fresh(model.model.language_projection), max_steps)
+        if state.is_main_process:
+            tqdm.write(taken)
     encoder = PictureEncoder(model, processor, views=recipe.views if recipe.augmentation and cache else 0)
     bad = BadPictures(recipe, len(_pictures(sources)))
     pictures: PictureEncoder | FeatureCache = encoder

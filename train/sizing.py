@@ -1,5 +1,5 @@
-"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are and from nothing
-else, so a run that is resumed takes the same.
+"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are, and from whether
+the projection has learnt before; so a run that is resumed takes the same.
 
 Tried on drawings with the projection of `demo/` made random, `python benchmarks/train_small.py`; docs/training.md has
 the table.
@@ -8,12 +8,15 @@ the table.
 import math
 from typing import Any
 
+from torch import nn
+
 from .recipe import Recipe
 
 OPTIMIZER = "muon"
-# Learning rate and weight decay. Adapters want AdamW, and a lower rate than a fresh projection.
-SETTINGS = {"muon": (0.04, 1.0), "adamw": (1e-3, 0.05)}
-ADAPTERS = ("adamw", 1e-4, 0.05)
+# Learning rate and weight decay of a projection that begins at random, and of one that has learnt: at the rate of the
+# first it would forget all that the new pictures do not show.
+FRESH = {"muon": (0.04, 1.0), "adamw": (1e-3, 0.05)}
+TRAINED = {"muon": (0.004, 0.0), "adamw": (1e-4, 0.0)}
 FLOOR = 1 / 50  # of the learning rate, where it starts and ends
 
 
@@ -32,15 +35,29 @@ def epochs(pictures: int) -> int:
     return max(1, round(120 / max(1, pictures) ** (1 / 3)))
 
 
-def sized(recipe: Recipe, training: int, held: int, max_steps: int | None = None) -> tuple[Recipe, str]:
+def is_fresh(projection: nn.Module) -> bool:
+    """Whether a projection is as `nn.Linear` initialises it, and has learnt nothing: uniform up to 1 / sqrt(inputs)."""
+    for layer in projection.modules():
+        if isinstance(layer, nn.Linear):
+            bound = layer.in_features**-0.5
+            spread = layer.weight.float().std().item() * 3**0.5 / bound
+            if layer.weight.abs().max() > 1.001 * bound or abs(spread - 1) > 0.05:
+                return False
+    return True
+
+
+def sized(
+    recipe: Recipe, training: int, held: int, fresh: bool = True, max_steps: int | None = None
+) -> tuple[Recipe, str]:
     """The recipe with numbers in the place of every `auto`, and one sentence that says which.
 
     Args:
         recipe: The recipe.
         training, held: Number of pictures to learn from, and of those kept for validation.
+        fresh: Whether the projection has learnt nothing yet.
         max_steps: Where the run stops, however long the recipe is.
     """
-    recipe = _given(recipe, validation=validation_share(training + held), **_optimizer(recipe))
+    recipe = _given(recipe, validation=validation_share(training + held), **_optimizer(recipe, fresh))
     recipe = _given(recipe, pictures_per_step=pictures_per_step(training), epochs=epochs(training))
     per_epoch = recipe.steps_per_epoch or -(-training // recipe.pictures_per_step)
     steps = recipe.epochs * per_epoch
@@ -52,8 +69,9 @@ def sized(recipe: Recipe, training: int, held: int, max_steps: int | None = None
     return recipe, (
         f"{training:,} pictures{f' and {held:,} for validation' if held else ''}: {taken:,} steps of "
         f"{recipe.pictures_per_step:,}, each picture {max(1, round(taken / per_epoch)):,} x; "
-        f"{recipe.optimizer} at {recipe.learning_rate:g} after {recipe.warmup_steps:,} steps of warm-up; saved every "
-        f"{recipe.save_steps or per_epoch:,} steps. These numbers follow from the data; `--set` changes any of them."
+        f"{recipe.optimizer} at {recipe.learning_rate:g}, as the projection {'is new' if fresh else 'has learnt'}, "
+        f"after {recipe.warmup_steps:,} steps of warm-up; saved every {recipe.save_steps or per_epoch:,} steps. `--set` "
+        "changes any of these numbers."
     )
 
 
@@ -77,12 +95,12 @@ def _given(recipe: Recipe, **numbers: Any) -> Recipe:
     return recipe.with_(**{name: number for name, number in numbers.items() if name in recipe.auto})
 
 
-def _optimizer(recipe: Recipe) -> dict[str, Any]:
-    if recipe.lora:
-        optimizer, rate, decay = ADAPTERS
-    else:
-        optimizer = OPTIMIZER if "optimizer" in recipe.auto else recipe.optimizer
-        rate, decay = SETTINGS.get(optimizer, SETTINGS["adamw"])
+def _optimizer(recipe: Recipe, fresh: bool) -> dict[str, Any]:
+    optimizer = recipe.optimizer
+    if "optimizer" in recipe.auto:
+        optimizer = "adamw" if recipe.lora else OPTIMIZER  # which is for the projection alone
+    settings = FRESH if fresh and not recipe.lora else TRAINED
+    rate, decay = settings.get(optimizer, settings["adamw"])
     return {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay}
 
 

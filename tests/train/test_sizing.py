@@ -4,13 +4,14 @@ import inspect
 import json
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from jminigpt4.train import commands, engine
 from jminigpt4.train.recipe import AUTO, Recipe
 from jminigpt4.train.selection import CocoTwins
-from jminigpt4.train.sizing import epochs, pictures_per_step, sized, validation_share
+from jminigpt4.train.sizing import epochs, is_fresh, pictures_per_step, sized, validation_share
 from jminigpt4.train.sources import read_data
 
 LARGE = Recipe.load("auto")
@@ -56,6 +57,7 @@ def test_what_is_given_stays_and_the_rest_fits_it():
     assert (adamw.optimizer, adamw.learning_rate, adamw.weight_decay) == ("adamw", 1e-3, 0.05)
     adapters = of(100, lora=8)
     assert (adapters.optimizer, adapters.learning_rate) == ("adamw", 1e-4)
+    assert sized(LARGE, 12, 0, fresh=False)[0].learning_rate < of(12).learning_rate / 5
     assert sized(Recipe.load("stage1"), 12, 0)[0] == Recipe.load("stage1")
 
 
@@ -72,8 +74,8 @@ def test_auto_is_a_value_like_others():
 @pytest.mark.parametrize(
     ("pictures", "sentence"),
     [
-        (12, "12 pictures: 52 steps of 12, each picture 52 x; muon at 0.04 after 3 steps of warm-up; saved every 11"),
-        (1000, "900 pictures and 100 for validation: 348 steps of 32, each picture 12 x; muon at 0.04 after 18"),
+        (12, "12 pictures: 52 steps of 12, each picture 52 x; muon at 0.04, as the projection is new, after 3"),
+        (1000, "900 pictures and 100 for validation: 348 steps of 32, each picture 12 x; muon at 0.04, as"),
     ],
 )
 def test_one_sentence_says_what_was_taken(pictures, sentence):
@@ -116,3 +118,20 @@ def test_the_share_for_validation_is_that_of_the_recipe(tmp_path):
     assert recipe.validation == 8 / 60 and 3 < len(source.validation) < 14
     (again,) = read_data(str(tmp_path / "rows.jsonl"), recipe, CocoTwins())
     assert again == source or [each.rows for each in again.validation] == [each.rows for each in source.validation]
+
+
+def test_a_projection_that_has_learnt_goes_on_slowly(make_model, processor, captions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
+    model = make_model()
+    torch.manual_seed(0)
+    model.model.language_projection = torch.nn.Linear(32, 32)
+    assert is_fresh(torch.nn.Linear(768, 2816)) and is_fresh(torch.nn.Linear(768, 64).half())
+    assert is_fresh(torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.GELU(), torch.nn.Linear(96, 96)))
+    small = torch.nn.Linear(768, 64)
+    small.weight.data *= 0.2
+    assert not is_fresh(small)
+    first = engine.train(model, captions, tmp_path / "a", processor=processor, progress=False, epochs=4)
+    assert "muon at 0.04, as the projection is new" in capsys.readouterr().out
+    assert not is_fresh(first.model.model.language_projection)
+    engine.dry_run(first.model, captions, processor=processor, progress=False)
+    assert "muon at 0.004, as the projection has learnt" in capsys.readouterr().out
