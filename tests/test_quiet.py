@@ -34,9 +34,8 @@ for words in json.loads(sys.argv[1]):
     said.append([words[0], code, Path("stderr").read_text(encoding="utf-8")])
 Path("said.json").write_text(json.dumps(said), encoding="utf-8")
 """
-BAR = re.compile(
-    r"^(query features|train|\w+: pictures|rows|stair-captions|Fetching .*): +\d+%\|"
-)  # tqdm's, drawn over itself
+# tqdm's, drawn over itself
+BAR = re.compile(r"^(query features|train|\w+: pictures|rows|stair-captions|Fetching .*): +\d+%\|")
 
 
 @pytest.fixture(scope="module")

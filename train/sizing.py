@@ -1,5 +1,5 @@
-"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are, and from whether
-the projection has learnt before; so a run that is resumed takes the same.
+"""Numbers of a recipe that are left to the data, `auto`: they follow from how many pictures there are and whether the
+projection has learnt before, so a run that is resumed takes the same.
 
 Tried on drawings with the projection of `demo/` made random, `python benchmarks/train_small.py`; docs/training.md has
 the table.
@@ -36,7 +36,7 @@ def epochs(pictures: int) -> int:
 
 
 def is_fresh(projection: nn.Module) -> bool:
-    """Whether a projection is as `nn.Linear` initialises it, and has learnt nothing: uniform up to 1 / sqrt(inputs)."""
+    """Whether a projection has learnt nothing: it is as `nn.Linear` initialises it, uniform up to 1 / sqrt(inputs)."""
     for layer in projection.modules():
         if isinstance(layer, nn.Linear):
             bound = layer.in_features**-0.5
@@ -70,8 +70,8 @@ def sized(
         f"{training:,} pictures{f' and {held:,} for validation' if held else ''}: {taken:,} steps of "
         f"{recipe.pictures_per_step:,}, each picture {max(1, round(taken / per_epoch)):,} x; "
         f"{recipe.optimizer} at {recipe.learning_rate:g}, as the projection {'is new' if fresh else 'has learnt'}, "
-        f"after {recipe.warmup_steps:,} steps of warm-up; saved every {recipe.save_steps or per_epoch:,} steps. `--set` "
-        "changes any of these numbers."
+        f"after {recipe.warmup_steps:,} steps of warm-up; saved every {recipe.save_steps or per_epoch:,} steps. "
+        "`--set` changes any of these numbers."
     )
 
 
