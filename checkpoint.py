@@ -209,7 +209,7 @@ def _lock_open_file(descriptor: int):
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
-    windows = importlib.import_module("msvcrt")
+    windows: Any = importlib.import_module("msvcrt")
     os.lseek(descriptor, BEYOND, os.SEEK_SET)
     try:
         windows.locking(descriptor, windows.LK_NBLCK, 1)

@@ -89,7 +89,7 @@ def _beginning(verb: Callable) -> Callable:
             return verb(*args, **kwargs)
         except ModuleNotFoundError as error:
             extra = EXTRAS.get(verb.__module__.split(".")[-2])
-            if extra is None or not error.name or error.name.startswith(__package__):
+            if extra is None or not error.name or error.name.partition(".")[0] == "jminigpt4":
                 raise
             raise ImportError(f"The package {error.name} is needed: {install_command(extra)}.") from None
 
