@@ -243,7 +243,7 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def _time(hours: float) -> str:
-    if hours < 1 / 60:
+    if hours < 2 / 60:
         return f"{hours * 3600:.0f} seconds"
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:,.1f} hours"
 
