@@ -2,6 +2,7 @@
 projection also as a file of its own."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -19,9 +20,11 @@ from safetensors.torch import save_file
 
 try:
     import fcntl
-except ImportError:  # Windows: no such locks; there a leftover stays until it is removed by hand
+except ImportError:  # Windows, which locks files and no folders; there a leftover stays until it is removed by hand
     fcntl = None
 
+WINDOWS = os.name == "nt"
+BEYOND = 1 << 30  # the byte that is locked on Windows, where nobody else could read a locked one
 MANIFEST = "SHA256SUMS"
 LOCK = ".lock"
 PROJECTION = "projection.safetensors"
@@ -163,17 +166,21 @@ def locked_folder(folder: str | os.PathLike) -> Generator[Path]:
     try:
         yield folder
     finally:
-        path.unlink(missing_ok=True)
+        if WINDOWS:  # which removes no open file
+            os.close(descriptor)
+            with suppress(OSError):  # another process may have opened it by now
+                path.unlink()
+        else:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
         _held.discard(descriptor)
-        os.close(descriptor)
 
 
 def _lock(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_open_file(descriptor)
             # Who held it may have removed the file between our opening and locking it: then this lock guards nothing.
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.close(descriptor)
@@ -191,6 +198,25 @@ def _lock(path: Path) -> int:
             raise
         _held.add(descriptor)
         return descriptor
+
+
+def _lock_open_file(descriptor: int):
+    """Locks a file until it is closed, however the process ends.
+
+    Raises:
+        BlockingIOError: It is locked.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    windows: Any = importlib.import_module("msvcrt")
+    os.lseek(descriptor, BEYOND, os.SEEK_SET)
+    try:
+        windows.locking(descriptor, windows.LK_NBLCK, 1)
+    except OSError:
+        raise BlockingIOError("The file is locked.") from None
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 _held: set[int] = set()
@@ -233,7 +259,7 @@ def _umask() -> int:
 
 
 def _flush(path: Path):
-    if os.name == "nt" and path.is_dir():
+    if WINDOWS and path.is_dir():
         return  # Windows opens no folders, and writes a renamed entry through by itself
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -249,6 +275,8 @@ def _rename_over(new: Path, path: Path):
         os.replace(new, path)
         shutil.rmtree(old)
     else:
+        if WINDOWS and path.is_dir():
+            path.rmdir()  # Windows puts no folder in the place of another, even of an empty one
         os.replace(new, path)
 
 

@@ -1,11 +1,13 @@
 """`jminigpt4 VERB`: the command line. What a verb needs, torch and transformers above all, comes as it begins."""
 
+import codecs
 import functools
 import importlib.metadata
 import json
 import platform
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, cast
 
 import typer
@@ -14,6 +16,7 @@ from . import __version__, register
 from .chat import commands as chat
 from .convert import commands as convert
 from .evaluate import commands as evaluate
+from .extras import install_command
 from .train import commands as train
 
 app = typer.Typer(
@@ -66,16 +69,29 @@ VERBS = (
 )
 
 
+# The extra of each room.
+EXTRAS = {"train": "train", "chat": "chat", "evaluate": "evaluate"}
+# What a verb looks at before the libraries are loaded.
+LOOK_FIRST = {train.train: train.look_first, train.features: train.look_first}
+
+
 def _beginning(verb: Callable) -> Callable:
     """The verb with the model's classes registered, and nothing on the screen but its own output and errors."""
 
     @functools.wraps(verb)
     def begin(*args, **kwargs):
+        LOOK_FIRST.get(verb, lambda **given: None)(**kwargs)
         from .inference.loading import be_quiet
 
         register()
         be_quiet()
-        return verb(*args, **kwargs)
+        try:
+            return verb(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(verb.__module__.split(".")[-2])
+            if extra is None or not error.name or error.name.partition(".")[0] == "jminigpt4":
+                raise
+            raise ImportError(f"The package {error.name} is needed: {install_command(extra)}.") from None
 
     return begin
 
@@ -88,8 +104,26 @@ for verb in VERBS:
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """`\\uff1c` for what an encoding lacks, as JSON writes it: readable in a line, and the same value in JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    content = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    units = (content[start : start + 2].hex() for start in range(0, len(content), 2))
+    return "".join(f"\\u{unit}" for unit in units), error.end
+
+
+def _prepare_streams():
+    """Consoles of Windows may know Japanese (cp932) and no ticks, or no Japanese at all: nothing ends in an error."""
+    codecs.register_error("escaped", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="escaped")
+
+
 def main():
     """Runs the command line. What the user can mend is said in one line, with exit status 2."""
+    _prepare_streams()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except typer.Abort:

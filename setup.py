@@ -67,6 +67,7 @@ setup(
         "numpy",
         "pillow>=10.1",
         "protobuf",
+        "psutil",
         "pydantic>=2.7",
         "safetensors>=0.8",
         "sentencepiece>=0.2",

@@ -9,7 +9,7 @@ A token needs every weight of layers and head once, so it cannot be decoded fast
 their bytes over the best read speed measured in this run. Every route takes turns with plain bfloat16 (`eager`);
 times are CPU milliseconds of the process per token, the least of the rounds. The last line is JSON: for each route
 `ratio`, plain bfloat16's time over its own, and `of_limit`, the limit over its time. The routes of llama.cpp need
-`pip install 'jminigpt4[gguf,llama]'` and are left out without.
+`pip install -e '.[gguf,llama]'` and are left out without.
 """
 
 import argparse

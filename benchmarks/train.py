@@ -369,7 +369,7 @@ def share(world: int, steps: int) -> list[dict[str, float]]:
             lines += [
                 {"image": f"{picture}.png", "caption": f"赤い車が{picture}台停まっています{row}"} for row in range(3)
             ]
-        (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
         free.close()

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from .. import DEMO, JMiniGPT4Processor
 from ..configuration_jminigpt4 import AUTO_MAP
+from ..extras import install_command
 from ..inference.loading import checkpoint_config, load_checkpoint
 from .completions import ChatCompletions
 
@@ -58,7 +59,7 @@ def build_server(
     try:
         from .server import ChatServer, ServingLimits
     except ImportError:
-        raise ImportError("Serving needs some packages more: pip install 'jminigpt4[serve]'") from None
+        raise ImportError(f"Serving needs some packages more: {install_command('serve')}.") from None
     if api_key == "":
         raise ValueError("The API key is empty: leave it out, or choose one.")
     loaded = load_checkpoint(model or DEMO, None if device == "auto" else device, None if dtype == "auto" else dtype)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .. import DEMO
+from ..extras import install_command
 from ..inference.answering import MAX_NEW_TOKENS
 from .pictures import PictureLimits, open_bytes
 from .session import ChatSession
@@ -120,7 +121,7 @@ def build_page(
     try:
         import gradio
     except ImportError:
-        raise ImportError("The web page needs gradio: pip install 'jminigpt4[chat]'") from None
+        raise ImportError(f"The web page needs gradio: {install_command('chat')}.") from None
 
     limits = limits or PictureLimits()
     visitors = Visitors(lambda: ChatSession(session.model, session.processor, session.persona, session.examples))

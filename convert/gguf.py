@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from ..checkpoint import finished_file, remove_unfinished
 from ..configuration_jminigpt4 import JMiniGPT4Config
+from ..extras import install_command
 from .checks import new_path, one_of
 from .progress import progress_bar
 from .sources import Source, open_checkpoint
@@ -49,7 +50,7 @@ def write_gguf(
     try:
         import gguf
     except ImportError:
-        raise ImportError("GGUF files need the package gguf: pip install 'jminigpt4[gguf]'") from None
+        raise ImportError(f"GGUF files need the package gguf: {install_command('gguf')}.") from None
     path = new_path(path)
     kind = one_of("dtype", dtype or "float16", TYPES)
     opened = open_checkpoint(source)

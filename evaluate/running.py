@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
 from ..data.ids import read_twins
+from ..extras import require
 from .benchmarks import Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
 from .items import Item
@@ -73,6 +74,7 @@ def run(plan: EvaluationPlan) -> Sheet:
         raise ValueError("Name a benchmark: --benchmark NAME[:PROTOCOL][=PATH].")
     if plan.model is None and not answered and not plan.training:
         raise ValueError("Name a MODEL to be examined, or give its answers with --score-only.")
+    require("evaluate", "jinja2", "matplotlib")  # of the report, which comes last
     titles = [request.title for request in requests]
     if len(set(titles)) < len(titles):
         raise ValueError(f"A benchmark is named twice: {', '.join(titles)}.")

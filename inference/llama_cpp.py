@@ -20,6 +20,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ..configuration_jminigpt4 import JMiniGPT4Config
+from ..extras import install_command
 from ..modeling_jminigpt4 import CACHE_NAME, JMiniGPT4CausalLMOutputWithPast, JMiniGPT4ForConditionalGeneration
 
 
@@ -274,7 +275,7 @@ def _library() -> Any:
     try:
         import llama_cpp
     except ImportError:
-        raise ImportError("GGUF files are read by llama.cpp: pip install 'jminigpt4[llama]'") from None
+        raise ImportError(f"GGUF files are read by llama.cpp: {install_command('llama')}.") from None
     return llama_cpp
 
 

@@ -36,7 +36,7 @@ def be_quiet():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     enable_progress_bars()  # of downloads: gigabytes want one
-    for library in ("timm", "bitsandbytes", "torch.utils.cpp_extension"):
+    for library in ("timm", "bitsandbytes", "sacrebleu", "torch.utils.cpp_extension"):
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it lists all of a file, also what fails
     warnings.simplefilter("ignore")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jminigpt4 import checkpoint
 from jminigpt4.checkpoint import (
     MANIFEST,
     finished_file,
     finished_folder,
+    locked_folder,
     read_projection,
     remove_unfinished,
     save_projection,
@@ -269,3 +271,84 @@ def test_a_projection_that_is_no_linear_layer(tmp_path, weight, bias):
     save_file(tensors, tmp_path / "projection.safetensors")
     with pytest.raises(ValueError, match="is not a projection file"):
         read_projection(tmp_path)
+
+
+class Msvcrt:
+    """What Windows has in the place of `fcntl`, by file: one process's descriptors exclude each other there."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        self.locked: dict[int, int] = {}
+
+    def locking(self, descriptor, mode, count):
+        assert mode == self.LK_NBLCK and count == 1
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == checkpoint.BEYOND  # behind what others want to read
+        file = os.fstat(descriptor).st_ino
+        if self.locked.get(file, descriptor) != descriptor:
+            raise OSError(13, "Permission denied")
+        self.locked[file] = descriptor
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """As far as Linux can be Windows: no `fcntl`, no folders that are opened, open files that are not removed, and no
+    folder that is renamed over another."""
+    library, opened = Msvcrt(), {}
+    real = {name: getattr(os, name) for name in ("open", "close", "replace", "unlink")}
+
+    def open_(path, flags, *mode, **given):
+        if os.path.isdir(path) and flags & 3 == os.O_RDONLY and not given:
+            raise PermissionError(13, "Permission denied", str(path))
+        descriptor = real["open"](path, flags, *mode, **given)
+        opened[descriptor] = os.path.realpath(path)
+        return descriptor
+
+    def close(descriptor):
+        library.locked = {file: each for file, each in library.locked.items() if each != descriptor}
+        opened.pop(descriptor, None)
+        real["close"](descriptor)
+
+    def unlink(path, *given, **options):
+        if os.path.realpath(path) in opened.values():
+            raise PermissionError(13, "The file is used by another process", str(path))
+        real["unlink"](path, *given, **options)
+
+    def replace(source, target):
+        if os.path.isdir(target):
+            raise PermissionError(13, "Access is denied", str(target))
+        real["replace"](source, target)
+
+    monkeypatch.setitem(sys.modules, "msvcrt", library)
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    monkeypatch.setattr(checkpoint, "WINDOWS", True)
+    for name, function in (("open", open_), ("close", close), ("replace", replace), ("unlink", unlink)):
+        monkeypatch.setattr(checkpoint.os, name, function)
+    return library
+
+
+def test_files_and_folders_on_windows(windows, tmp_path):
+    with finished_file(tmp_path / "file") as temporary:
+        temporary.write_text("1")
+    (tmp_path / "empty").mkdir()
+    with finished_folder(tmp_path / "empty") as folder:  # an empty folder is there already
+        (folder / "a").write_text("old")
+    with finished_folder(tmp_path / "empty", replace=True) as folder:
+        (folder / "b").write_text("new")
+    assert names(tmp_path) == ["empty", "file"] and names(tmp_path / "empty") == ["b"]
+    (tmp_path / ".file.unfinished-x").mkdir()
+    remove_unfinished(tmp_path)  # whose writer cannot be known to be dead there
+    assert (tmp_path / ".file.unfinished-x").is_dir()
+
+
+def test_a_locked_folder_on_windows(windows, tmp_path):
+    with locked_folder(tmp_path / "run"):
+        with (
+            pytest.raises(BlockingIOError, match=f"is in use by process {os.getpid()} on"),
+            locked_folder(tmp_path / "run"),
+        ):
+            pass
+        assert names(tmp_path / "run") == [".lock"]
+    assert names(tmp_path / "run") == []
+    with locked_folder(tmp_path / "run"):
+        pass

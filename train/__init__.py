@@ -2,7 +2,7 @@
 
 from jminigpt4.train import train
 
-train("model", "captions.jsonl", output="run", recipe="stage1", cache="features")
+train("model", "captions.jsonl", output="run", cache="features")
 """
 
 from typing import Any

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..data.first_look import look_at_first_rows
 from ..data.readers import READERS, as_source, read_source
 
 LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
@@ -13,7 +14,12 @@ Data = Annotated[
     typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {LAYOUTS}."),
 ]
 Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
-Recipe = Annotated[str, typer.Option(help="stage1, stage2, article-stair-vg, or a YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="auto (numbers from the size of the data), small, stage1, stage2, article-stair-vg, or a YAML file."
+    ),
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A value of the recipe, such as --set epochs=1; may be repeated.")
 ]
@@ -34,7 +40,7 @@ def _changes(settings: list[str] | None) -> dict:
 def _recipe(name: str, settings: list[str] | None):
     from .recipe import Recipe
 
-    return Recipe.from_values({**dict(Recipe.load(name)), **_changes(settings)}, "--set")
+    return Recipe.from_values({**Recipe.load(name).values(), **_changes(settings)}, "--set")
 
 
 def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | None:
@@ -48,11 +54,17 @@ def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | N
     return sources
 
 
+def look_first(data: list[str] | None = None, images: list[str] | None = None, **options: Any):
+    """What `train` and `features` look at before the libraries are loaded, which takes seconds."""
+    for source in map(as_source, _sources(data, images) or []):
+        look_at_first_rows(source)
+
+
 def train(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
     data: Data = None,
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
-    recipe: Recipe = "stage1",
+    recipe: Recipe = "auto",
     images: Images = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
@@ -60,7 +72,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     overfit: Annotated[int | None, typer.Option(help="Learn so many pictures by heart: a test of the data.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show one step and what it costs; train nothing.")
+        bool, typer.Option("--dry-run", help="Hours, memory and disk it would take here; train nothing.")
     ] = False,
     export: Annotated[Path | None, typer.Option(help="Folder for the whole model with all that was trained.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
@@ -71,13 +83,14 @@ def train(
     """Train the projection of a model, or more of it, on pictures and texts."""
     from . import engine
     from .distributed import init_processes
+    from .plan import lines
 
     echo = typer.echo if init_processes().is_main_process else lambda text: None
     chosen = _recipe(recipe, changes)
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
-        for name, value in engine.dry_run(model, _sources(data, images), chosen, **given).items():
-            echo(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
+        plan = engine.dry_run(model, _sources(data, images), chosen, output=output, export=export, **given)
+        echo("\n".join(lines(plan)))
         return
     given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers, "compare": compare}
     result = engine.train(model, _sources(data, images), output, chosen, **given)
@@ -97,7 +110,7 @@ def features(
     cache: Annotated[Path, typer.Argument(help="Folder of the query-feature cache.")],
     data: Data = None,
     images: Images = None,
-    recipe: Recipe = "stage1",
+    recipe: Recipe = "auto",
     changes: Changes = None,
     views: Annotated[
         int | None, typer.Option(help="Cropped views per picture; 0: the plain one. Default: the recipe's.")

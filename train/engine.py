@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,24 +17,26 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
-from .distributed import TIMEOUT, from_all, from_first, init_processes
-from .encoder_gradient import StepPictures
+from ..extras import require
+from .distributed import TIMEOUT, from_first, init_processes
 from .export import check_exportable
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .frozen import load_model, load_trained, save_trained
 from .loss import PackLoss
-from .metrics import METRICS, RECIPE_FILE, MetricsLog, check_comparable, draw_learning_curve, peak_memory_gb
+from .metrics import METRICS, RECIPE_FILE, MetricsLog, check_comparable, draw_learning_curve
 from .order import SampleOrder
 from .packing import Packer
 from .packing_proof import exact_packer, longest_groups
-from .parts import check_options, learning_counts
+from .parts import check_options
+from .plan import advice, fitting_in_memory, measure, repetition
 from .recipe import Recipe
 from .reporting import Reports, check_report
 from .resuming import check_resumable, describe_run
 from .sampling import Samples
 from .selection import CocoTwins
-from .sharding import passes, shard_language
+from .sharding import shard_language
+from .sizing import by_heart, is_fresh, sized
 from .sources import BadPictures, SourceData, fill_cache, pictures_of, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
@@ -69,7 +70,7 @@ def train(
     model: Any,
     data: Any = None,
     output: str | os.PathLike = "run",
-    recipe: Recipe | str | os.PathLike = "stage1",
+    recipe: Recipe | str | os.PathLike = "auto",
     *,
     processor: Any = None,
     cache: str | os.PathLike | None = None,
@@ -91,7 +92,8 @@ def train(
         model: Folder or Hub name of a jminigpt4 checkpoint, or a loaded model (then give its `processor`).
         data: A file or folder, a [`DataSource`], a list of them, or a list of [`Row`]; by default the recipe's own.
         output: Folder of the run. A run that was interrupted goes on from its newest complete checkpoint.
-        recipe: A [`Recipe`], the name of one, or a YAML file.
+        recipe: A [`Recipe`], the name of one, or a YAML file; by default `auto`, whose numbers follow from the size of
+            the data.
         processor: The processor of a loaded model.
         cache: Folder of the query-feature cache; without one, pictures are encoded once a step.
         projection: A projection to begin with: a file, or the output folder of another run (stage 2 after stage 1).
@@ -122,6 +124,7 @@ def train(
         if Path(export).exists():
             raise FileExistsError(f"{export} exists already: choose another folder for the exported model.")
     check_report(report_to)
+    require("train", "yaml", "matplotlib")  # what is written at the end
     other = [] if compare is None else [check_comparable(Path(compare))]
     recipe = _recipe(recipe, **changes)
     if export is not None:
@@ -139,22 +142,35 @@ def train(
 
 
 def dry_run(
-    model: Any, data: Any = None, recipe: Recipe | str | os.PathLike = "stage1", **options: Any
-) -> dict[str, float]:
-    """One step, forward and backward, without learning from it: what a run will take. Fills the cache, if there is
-    one, and writes nothing else.
+    model: Any,
+    data: Any = None,
+    recipe: Recipe | str | os.PathLike = "auto",
+    *,
+    output: str | os.PathLike = "run",
+    cache: str | os.PathLike | None = None,
+    export: str | os.PathLike | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What a run will take on this machine: one step, forward and backward, without learning from it. Writes nothing.
 
     Args:
-        model, data, recipe: As of [`train`], whose errors these are as well.
-        options: `processor`, `cache`, `projection`, `max_steps`, `overfit`, `progress` and changes of [`train`].
+        model, data, recipe, output, cache, export: As of [`train`], whose errors these are as well.
+        options: `processor`, `projection`, `max_steps`, `overfit`, `progress` and changes of [`train`].
 
     Returns:
         `steps` of the run; `rows`, `tokens`, `packs` and `supervised_tokens_per_row` of the first step, over all
-        processes; the `loss` of its first pack; `seconds` and `peak_memory_gb` of the process that took most; the
-        `optimizer_memory_gb` that a run needs on top, two float32 numbers for every parameter that learns; and the
-        `hours` that all steps would take at this pace.
+        processes; the `loss` of its first pack; `seconds` of a step, `seconds_encoding` of its pictures and
+        `measured_share`, how much of its tokens was computed (a long step is scaled up); `peak_memory_gb` so far of
+        the process that took most, the `optimizer_memory_gb` that a run needs on top, two float32 numbers for every
+        parameter that learns, and the `memory_gb` of the `device`; `hours` of all steps and validations at this
+        pace, `cache_hours` of features that are not in the cache; `disk_gb` and `free_disk_gb`; and `advice`,
+        sentences that say what to change.
     """
-    return _prepare(model, data, recipe, **options).dry_run()
+    stored = None if cache is None else Path(cache)
+    run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
+    with fitting_in_memory(run.recipe):
+        plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
+    return plan | {"advice": advice(run, plan, stored)}
 
 
 def _prepare(
@@ -167,9 +183,11 @@ def _prepare(
     max_steps: int | None = None,
     overfit: int | None = None,
     progress: bool = True,
+    fill: bool = True,
     **changes: Any,
 ) -> "Run":
-    """All that comes before the first step; arguments as of `train`."""
+    """All that comes before the first step; arguments as of `train`, and `fill`: off, steps encode their pictures even
+    where there is a cache, and nothing is written."""
     state = init_processes()
     recipe = _recipe(recipe, **changes)
     check_options(recipe, cache, projection)
@@ -178,6 +196,7 @@ def _prepare(
     sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
     if overfit is not None:
         sources = _first_groups(sources, overfit)
+    sizes = _sizes(sources)
     model, processor = load_model(model, processor, recipe)
     sources = _leave_out_long(sources, model, RowEncoder(processor, recipe.max_answer_tokens), state)
     spread = shard_language(model, state) if recipe.shard_language else []
@@ -185,10 +204,14 @@ def _prepare(
         model.to(state.device)
     if projection is not None:
         load_trained(model, Path(projection))
+    if recipe.auto:
+        recipe, taken = sized(recipe, *sizes, is_fresh(model.model.language_projection), max_steps)
+        if state.is_main_process:
+            tqdm.write(taken)
     encoder = PictureEncoder(model, processor, views=recipe.cached_views if cache else 0)
     bad = BadPictures(recipe, len({picture.name for picture in pictures_of(sources)}))
     pictures: PictureEncoder | FeatureCache = encoder
-    if cache is not None:
+    if cache is not None and fill:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
         sources = fill_cache(pictures, sources, bad, state, progress)
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
@@ -200,19 +223,9 @@ def _recipe(recipe: Recipe | str | os.PathLike, **changes: Any) -> Recipe:
     return (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_(**changes)
 
 
-def by_heart(recipe: Recipe, pictures: int) -> Recipe:
-    """The recipe for learning a few pictures by heart: all of them in every step, fast, and never cropped."""
-    return recipe.with_(
-        pictures_per_step=pictures,
-        steps_per_epoch=None,
-        epochs=200,
-        warmup_steps=10,
-        learning_rate=1e-3,
-        min_learning_rate=1e-4,
-        augmentation=False,
-        validation=0.0,
-        save_steps=200,
-    )
+def _sizes(sources: list[SourceData]) -> tuple[int, int]:
+    """How many pictures there are to learn from, and for validation."""
+    return sum(len(each.training) for each in sources), sum(len(each.validation) for each in sources)
 
 
 def _leave_out_long(
@@ -326,8 +339,9 @@ class Run:
 
         Raises:
             BlockingIOError: Another process trains in `output`.
+            ValueError: A step does not fit into the device's memory, or as of the function `train`.
         """
-        with self._alone_in(output):
+        with self._alone_in(output), fitting_in_memory(self.recipe):
             return self._train(output, resume, report_to, progress, workers)
 
     @contextmanager
@@ -359,11 +373,14 @@ class Run:
         if self.state.is_main_process:
             _write_recipe(self.recipe, output)
         self._note_warmup()
+        often = repetition(self.recipe, len(self.steps), sum(len(each.training) for each in self.sources))
+        if often and self.state.is_main_process:
+            tqdm.write(f"Warning: {often}")
         if checkpoint is None:
             self.first_loss()
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-        if self.validation is not None and len(self.steps) % self._eval_steps:
+        if self.validation is not None and len(self.steps) % self.eval_steps:
             evaluated.append(trainer.evaluate()["eval_loss"])
         if self.state.is_main_process:
             self._write_results(output)
@@ -385,7 +402,8 @@ class Run:
         return min(self.steps.order.steps_per_epoch, len(self.steps))
 
     @property
-    def _eval_steps(self) -> int:
+    def eval_steps(self) -> int:
+        """Every how many steps the validation pictures are looked at."""
         return self.recipe.eval_steps or self._epoch
 
     def _trainer(self, output: Path, report_to: str, progress: bool, workers: int) -> ProjectionTrainer:
@@ -403,7 +421,7 @@ class Run:
             save_strategy="steps",
             save_steps=self.recipe.save_steps or self._epoch,
             eval_strategy="steps" if self.validation is not None else "no",
-            eval_steps=self._eval_steps,
+            eval_steps=self.eval_steps,
             seed=self.recipe.seed,
             report_to=report_to,
             disable_tqdm=True,
@@ -463,13 +481,16 @@ class Run:
         """The first share of a step that holds something to learn, the same one in every process.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or too many pictures turned out to be bad on the way.
         """
         shares = copy.copy(self.steps)
         for index in range(len(self.steps)):
             for rank in range(self.steps.world):
                 shares.rank = rank
-                if (step := shares[index]).packs:
+                step = shares[index]
+                for bad in step.bad:
+                    self.bad.note(bad)
+                if step.packs:
                     return step
         raise ValueError("No row of the data has a token to learn: are all pictures bad?")
 
@@ -493,8 +514,12 @@ class Run:
         """
         step = self._first_step()
         self.model.eval()
-        pack = step.packs[0].to(self.device)
-        loss = self.loss(pack, self.encoder.features(step.query_features, step.pixel_values)).mean().item()
+        pack, pixels = step.packs[0], None
+        if step.pixel_values is not None and len(pack.pictures):
+            shown, places = pack.pictures.unique(return_inverse=True)
+            pack, pixels = replace(pack, pictures=places), step.pixel_values[shown]
+        features = self.encoder.features(step.query_features, pixels)
+        loss = self.loss(pack.to(self.device), features).mean().item()
         if not math.isfinite(loss):
             dtype = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(
@@ -521,36 +546,13 @@ class Run:
                 "train longer."
             )
 
-    def dry_run(self) -> dict[str, float]:
+    def dry_run(self, cache: Path | None, output: Path, export: Path | None) -> dict[str, Any]:
         """See the function [`dry_run`]."""
         self._note_warmup()
         self._prove_packing()
         loss = self.first_loss()
-        self.loss.train()
-        start = time.perf_counter()
-        step = self.steps[0]
-        pictures = StepPictures(self.encoder, self.recipe, step)
-        spread = self.recipe.shard_language
-        for pack, features in passes(step.packs, pictures.features, self.model.config, self.device, spread):
-            torch.autograd.backward(self.loss(pack, features).sum())
-        if self.recipe.learns_whole_parts:
-            pictures.backward(self.loss)
-        self.model.zero_grad(set_to_none=True)
-        supervised = sum(len(pack.targets) for pack in step.packs)
-        own = (step.rows, step.tokens, len(step.packs), supervised, time.perf_counter() - start, peak_memory_gb())
-        rows, tokens, packs, supervised, seconds, memory = zip(*from_all([own]), strict=True)
-        return {
-            "steps": len(self.steps),
-            "rows": sum(rows),
-            "tokens": sum(tokens),
-            "packs": sum(packs),
-            "supervised_tokens_per_row": sum(supervised) / max(1, sum(rows)),
-            "loss": loss,
-            "seconds": max(seconds),
-            "peak_memory_gb": max(memory),
-            "optimizer_memory_gb": 8 * sum(learning_counts(self.model).values()) / 1e9,
-            "hours": max(seconds) * len(self.steps) / 3600,
-        }
+        plan = measure(self, cache, output, export)
+        return plan | {"loss": loss, "device": self.device.type}
 
 
 def _no_prefix(recipe: Recipe) -> bool:

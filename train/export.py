@@ -33,7 +33,7 @@ def check_exportable(base: str | os.PathLike, recipe: Recipe):
         FileNotFoundError: There is no `base`, or it has no safetensors weights.
         ValueError: They cannot take what is trained.
     """
-    config = checkpoint_config(base)
+    config = checkpoint_config(os.fspath(base))
     stored = set(_weight_map(_folder(base)))
     if recipe.lora and recipe.load_in_8bit:
         raise ValueError(

@@ -74,6 +74,8 @@ def _load(model: str, recipe: Recipe, device: torch.device, as_stored: bool) -> 
         # Sharding takes layer by layer from the CPU, but they are computed where the stored dtype is not slow.
         dtype = dtype or str(checkpoint_config(model).dtype).removeprefix("torch.")
         place = "cpu"
+    if device.type == "mps" and dtype is None and checkpoint_config(model).dtype == torch.float16:
+        dtype = "bfloat16"  # small gradients are none in float16, and are scaled on CUDA alone
     if as_stored:
         dtype = str(checkpoint_config(model).dtype or torch.float32).removeprefix("torch.")
     return load_checkpoint(model, place, dtype, quantize="8bit" if recipe.load_in_8bit else None)

@@ -56,6 +56,8 @@ class Inspection:
         yield from (f"    {bad.reason}" for bad in self.bad_rows[:5])
         yield f"  pictures missing: {len(self.missing):,}; broken: {len(self.broken):,}"
         yield from (f"    missing: {name}" for name in self.missing[:5])
+        if len(self.missing) > self.pictures / 2:
+            yield "    most are missing: `--images FOLDER` says where pictures lie"
         yield from (f"    broken: {bad.reason}" for bad in self.broken[:5])
         yield f"  duplicates: {self.duplicate_rows:,} rows; {self.duplicate_pictures:,} pictures of equal content"
         for name, count in self.overlap.items():

@@ -2,11 +2,12 @@
 
 import itertools
 import json
-import resource
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -97,7 +98,12 @@ def peak_memory_gb() -> float:
     """Most memory this process has held, in GB (1e9 bytes): of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

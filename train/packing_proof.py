@@ -171,7 +171,7 @@ def _losses(loss: PackLoss, packs: list[Pack], numbers: list[int], features: tor
         rows = [(number, losses[pack.sources == number]) for number in numbers]
         own = {number: each.mean() for number, each in rows if len(each)}
         torch.autograd.backward(SCALE * torch.stack(list(own.values())).sum())
-        means |= {number: each.detach().double() for number, each in own.items()}
+        means |= {number: each.detach().cpu().double() for number, each in own.items()}
     learning = [("features", features), *((part_of(name), each) for name, each in loss.model.named_parameters())]
     gradients: dict[str, list[torch.Tensor]] = {}
     for part, tensor in learning:

@@ -53,6 +53,22 @@ def _parts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+# Numbers that may be `auto`, for `sized` to say once the data is there; and what stands for them until then.
+AUTO: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 1e9,
+    "min_learning_rate": 0.0,
+    "warmup_learning_rate": 0.0,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "epochs": 1,
+    "pictures_per_step": 1,
+    "validation": 0.0,
+    "save_steps": None,
+    "eval_steps": None,
+    "sample_steps": None,
+}
+
 Number = Annotated[float, BeforeValidator(_number)]
 Rate = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -115,6 +131,9 @@ class Recipe(BaseModel):
         keep_checkpoints: How many are kept.
         seed: What order, prompts and crops are drawn from.
         data: Data sources, when they are not given otherwise.
+
+    Optimiser, learning rates, weight decay, warm-up, epochs, pictures a step, validation and the steps of saving,
+    validating and sampling may be `auto`: the size of the data says them then; see [`sized`].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -164,9 +183,12 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     data: list[Annotated[DataSource, BeforeValidator(_source)]] = []
 
+    _auto: tuple[str, ...] = ()
+
     def __init__(self, where: str = "The recipe", /, **values: Any):
+        auto = tuple(name for name in AUTO if isinstance(given := values.get(name), str) and given == "auto")
         try:
-            super().__init__(**values)
+            super().__init__(**values | {name: AUTO[name] for name in auto})
         except ValidationError as error:
             unknown = [str(each["loc"][0]) for each in error.errors() if each["type"] == "extra_forbidden"]
             if unknown:
@@ -175,6 +197,12 @@ class Recipe(BaseModel):
                     f"{where} has {', '.join(unknown)}, which no recipe has; known are {known}."
                 ) from None
             raise explain(error, where) from None
+        self._auto = auto
+
+    @property
+    def auto(self) -> tuple[str, ...]:
+        """Names of the numbers that are left to the data."""
+        return self._auto
 
     @model_validator(mode="after")
     def _belongs_together(self) -> "Recipe":
@@ -193,7 +221,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def load(cls, name: str | os.PathLike, **changes: Any) -> "Recipe":
-        """A recipe of the package (`stage1`, `stage2`, `article-stair-vg`) or a YAML file of one's own.
+        """A recipe of the package (`auto`, `small`, `stage1` …) or a YAML file of one's own.
 
         Args:
             name: Name or path.
@@ -234,12 +262,12 @@ class Recipe(BaseModel):
         Raises:
             ValueError: A key that no recipe has, or a value that cannot be.
         """
-        return self.from_values({**dict(self), **changes})
+        return self.from_values({**self.values(), **changes})
 
     def values(self) -> dict[str, Any]:
         """The recipe as plain values, to be written into a YAML file. What later versions brought is left out where it
         is as if it were not there: a run that was begun before them goes on."""
-        values = self.model_dump() | {"betas": list(self.betas)}
+        values = self.model_dump() | {"betas": list(self.betas)} | dict.fromkeys(self.auto, "auto")
         fields = type(self).model_fields
         return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 

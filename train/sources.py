@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
+from ..data.first_look import look_at, too_many
 from ..data.id_lists import read_ids, unmatched_line
 from ..data.pictures import Picture, TablePicture
 from ..data.readers import DataSource, as_source, read_source, refuse
@@ -15,6 +16,7 @@ from .features import BadPicture, FeatureCache, fill_together
 from .prompts import CaptionPrompts
 from .recipe import Recipe
 from .selection import CocoTwins, exclude, not_in, split
+from .sizing import validation_share
 
 
 @dataclass(frozen=True)
@@ -33,29 +35,42 @@ def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
     """Sources to groups of rows for training and validation, without what must not be trained on.
 
     Raises:
-        ValueError: There is no data, all of a source is excluded, or a row is bad and the recipe does not allow it.
+        FileNotFoundError: A data file is missing, or more pictures are than the recipe allows.
+        ValueError: There is no data, all of a source is excluded, a row is bad and the recipe does not allow it, or
+            most pictures are none.
     """
     sources = _sources(data, recipe)
+    if not sources:
+        raise ValueError("There is no data: name files, or a recipe with `data`.")
     excluded = _excluded_ids(recipe.exclude, [row for _, rows, _ in sources for row in rows], twins)
-    result = []
-    for number, (source, rows, bad) in enumerate(sources):
+    most = recipe.max_bad_share if recipe.on_bad_picture == "skip" else 0.0
+    grouped = []
+    for source, rows, _ in sources:
         rows = exclude(rows, excluded, twins) if excluded else rows
+        look_at((picture for row in rows for picture in row.pictures), source.title, most)
         # Where the language model does not learn, a row without a picture has a gradient of zero.
         rows = rows if recipe.language_learns else [row for row in rows if row.pictures]
-        groups = group_rows(rows, recipe.rows_per_picture)
-        training, validation = split(groups, recipe.validation, twins)
+        grouped.append(group_rows(rows, recipe.rows_per_picture))
+    share = recipe.validation
+    if "validation" in recipe.auto:
+        share = validation_share(sum(map(len, grouped)))
+    result = []
+    for number, ((source, _, bad), groups) in enumerate(zip(sources, grouped, strict=True)):
+        training, validation = split(groups, share, twins)
         if not training:
             raise ValueError(
                 f"Nothing of {source.title} is left to train on: its rows have no pictures, are excluded, or all "
                 "fall into the validation share."
             )
-        wording = source.prompts if source.prompts is not None else recipe.prompts
-        often = source.prompt_probability if source.prompt_probability is not None else recipe.prompt_probability
-        prompts = CaptionPrompts(wording, often, recipe.seed + number)
+        prompts = _prompts(source, recipe, recipe.seed + number)
         result.append(SourceData(source.title, training, validation, prompts, source.weight, tuple(bad)))
-    if not result:
-        raise ValueError("There is no data: name files, or a recipe with `data`.")
     return result
+
+
+def _prompts(source: DataSource, recipe: Recipe, seed: int) -> CaptionPrompts:
+    wording = source.prompts if source.prompts is not None else recipe.prompts
+    often = source.prompt_probability if source.prompt_probability is not None else recipe.prompt_probability
+    return CaptionPrompts(wording, often, seed)
 
 
 def _excluded_ids(lists: list[str], rows: list[Row], twins: CocoTwins) -> set[str]:
@@ -84,7 +99,7 @@ def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, list[Row], li
     bad: list[BadRow] = []
     rows = read_source(source, refuse if recipe.on_bad_row == "raise" else bad.append)
     every = len(rows) + len(bad)
-    if _too_many(len(bad), every, recipe.max_bad_share):
+    if too_many(len(bad), every, recipe.max_bad_share):
         raise ValueError(
             f"{len(bad):,} of {every:,} rows of {source.title} are bad, more than max_bad_share "
             f"{recipe.max_bad_share}. The first: {bad[0].reason}"
@@ -92,11 +107,6 @@ def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, list[Row], li
     if bad and PartialState().is_main_process:
         tqdm.write(f"{len(bad):,} of {every:,} rows of {source.title} are left out, the first: {bad[0].reason}")
     return source, rows, bad
-
-
-def _too_many(bad: int, every: int, most: float) -> bool:
-    """Below 20 a share says little; a data set that is all wrong is still found at once."""
-    return bad > max(most * every, min(20, every / 2))
 
 
 class BadPictures:
@@ -120,7 +130,7 @@ class BadPictures:
         self.found[bad.name] = bad
         if self.recipe.on_bad_picture == "raise":
             raise ValueError(f"{bad.reason} (on_bad_picture is `raise`; `skip` leaves its rows out.)")
-        if _too_many(len(self.found), self.pictures, self.recipe.max_bad_share):
+        if too_many(len(self.found), self.pictures, self.recipe.max_bad_share):
             raise ValueError(
                 f"{len(self.found)} of {self.pictures} pictures cannot be read, more than max_bad_share "
                 f"{self.recipe.max_bad_share}. The last: {bad.reason} Is the picture folder the right one?"

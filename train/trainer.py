@@ -206,9 +206,10 @@ class ProjectionTrainer(Trainer):
             bad += step.bad
             features = self.pictures.features(step.query_features, step.pixel_values)
             for pack, pictures in self._passes(step.packs, features):
-                weights = pack.weights.double()
-                losses = self.model(pack, pictures).double()
-                sums += torch.stack([(losses * weights).sum(), weights.sum()]).cpu()
+                # In double precision on the CPU: Apple's GPUs have none.
+                weights = pack.weights.cpu().double()
+                losses = self.model(pack, pictures).cpu().double()
+                sums += torch.stack([(losses * weights).sum(), weights.sum()])
         loss, weight = self._sums(*sums.tolist())
         self._watch_all(bad)
         metrics = {f"{metric_key_prefix}_loss": loss / weight if weight else math.nan}

@@ -3,7 +3,7 @@
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -96,24 +96,27 @@ def read_source(source: DataSource, note: Callable[[BadRow], None] = refuse) -> 
         ValueError: A file is of no known format or of no use as a whole, or a row is bad; the message names file and
             place.
     """
-    rows: list[Row] = []
-    for path in source.files:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist.")
-        reader = detect(path) if source.format == "auto" else READERS.get(source.format)
-        if reader is None:
-            raise ValueError(f"{source.format!r} is no format; there are {', '.join(READERS)}.")
-        images = [source.images] if isinstance(source.images, str) else source.images
-        folders = PictureFolders(images or [path if path.is_dir() else path.parent])
-        options = {name: getattr(source, name) for name in reader.options}
-        for row in reader.read(path, folders, source.title, **options):
-            if isinstance(row, BadRow):
-                note(row)
-            else:
-                rows.append(row)
+    rows = [row for path in source.files for row in rows_of(source, path, note)]
     if not rows:
         raise ValueError(f"{source.path} holds no rows that can be used.")
     return rows
+
+
+def rows_of(source: DataSource, path: Path, note: Callable[[BadRow], None] = refuse) -> Iterator[Row]:
+    """The rows of one file of a source, one after the other; arguments and errors as of [`read_source`]."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    reader = detect(path) if source.format == "auto" else READERS.get(source.format)
+    if reader is None:
+        raise ValueError(f"{source.format!r} is no format; there are {', '.join(READERS)}.")
+    images = [source.images] if isinstance(source.images, str) else source.images
+    folders = PictureFolders(images or [path if path.is_dir() else path.parent])
+    options = {name: getattr(source, name) for name in reader.options}
+    for row in reader.read(path, folders, source.title, **options):
+        if isinstance(row, BadRow):
+            note(row)
+        else:
+            yield row
 
 
 def recognised(path: Path) -> Reader | None:

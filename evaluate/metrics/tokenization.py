@@ -3,10 +3,13 @@
 import functools
 import importlib
 import importlib.metadata
+import os
 import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
+
+from ...extras import install_command
 
 # The ranges that Sakana AI removes besides single emoji (evolutionary-model-merge, evomerge/eval/metrics.py).
 _PICTOGRAPHS = re.compile(
@@ -29,8 +32,8 @@ def tagger() -> Any:
         mecab: Any = importlib.import_module("fugashi")
         dictionary: Any = importlib.import_module("unidic_lite")
     except ImportError:
-        raise ImportError("Japanese scores need fugashi and unidic-lite: pip install 'jminigpt4[evaluate]'.") from None
-    return mecab.Tagger(f'-r /dev/null -d "{dictionary.DICDIR}"')
+        raise ImportError(f"Japanese scores need fugashi and unidic-lite: {install_command('evaluate')}.") from None
+    return mecab.Tagger(f'-r "{os.devnull}" -d "{dictionary.DICDIR}"')
 
 
 def words(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from jminigpt4.chat.pictures import PictureLimits
 from jminigpt4.chat.settings import Settings
 from jminigpt4.chat.turns import Turn
 
-pytest.importorskip("gradio", reason="needs gradio: pip install 'jminigpt4[chat]'")
+pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[chat]'")
 
 OPTIONS = {"do_sample": False, "max_new_tokens": 24}
 IMAGES = "[data-testid=user] img"

@@ -24,7 +24,7 @@ QUESTIONS = ["何色?", "何が写っているか、くわしく教えてくだ�
 EOS = 3
 needs_llama_cpp = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llama_cpp", "gguf")),
-    reason="llama-cpp-python or gguf is not installed: pip install 'jminigpt4[gguf,llama]'",
+    reason="llama-cpp-python or gguf is not installed: pip install -e '.[gguf,llama]'",
 )
 
 

@@ -16,7 +16,7 @@ from jminigpt4.inference.loading import load_checkpoint
 
 needs_llama_cpp = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llama_cpp", "gguf")),
-    reason="llama-cpp-python or gguf is not installed: pip install 'jminigpt4[gguf,llama]'",
+    reason="llama-cpp-python or gguf is not installed: pip install -e '.[gguf,llama]'",
 )
 
 
@@ -72,7 +72,7 @@ def test_pictures_and_placeholders_have_to_agree(front):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "pip install 'jminigpt4[llama]'"),
+        (None, "pip install -e '.[llama]'"),
         ("missing.gguf", "No file"),
         ("text.gguf", "is no GGUF file"),
         ("empty.gguf", "is damaged, or of a kind"),
@@ -84,7 +84,7 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capfd, name, m
     if name is None:
         monkeypatch.setitem(sys.modules, "llama_cpp", None)
     elif importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed: pip install 'jminigpt4[llama]'")
+        pytest.skip("llama-cpp-python is not installed: pip install -e '.[llama]'")
     arguments = ["chat", str(checkpoint), "何色?", "--gguf", str(tmp_path / (name or "text.gguf"))]
     monkeypatch.setattr(sys, "argv", ["jminigpt4", *arguments])
     with pytest.raises(SystemExit) as stopped:

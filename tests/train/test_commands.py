@@ -33,7 +33,7 @@ def model_folder(make_model, processor, tmp_path):
 
 
 RECIPE = ["epochs=1", "steps_per_epoch=null", "warmup_steps=1", "pictures_per_step=4", "log_steps=1", "views=2"]
-RECIPE = [part for setting in RECIPE for part in ("--set", setting)]
+RECIPE = ["--recipe", "stage1", *(part for setting in RECIPE for part in ("--set", setting))]
 
 
 def test_data_says_what_is_in_a_file(model_folder, captions, tmp_path):
@@ -66,7 +66,8 @@ def test_features_then_train_then_export(model_folder, captions, tmp_path):
     assert "8 pictures" in output and "0 bad" in output
     arguments = ["train", model_folder, captions, "--output", tmp_path / "run", "--cache", tmp_path / "cache", *RECIPE]
     dry = run(*arguments, "--dry-run")
-    assert "steps: 2" in dry and "supervised_tokens_per_row:" in dry and "peak_memory_gb:" in dry
+    assert "2 steps: " in dry and "tokens to learn a row" in dry and "memory: " in dry and "GB are free" in dry
+    assert "before them" not in dry  # the cache is full
     assert not (tmp_path / "run").exists()
 
     output = run(*arguments, "--export", tmp_path / "out")

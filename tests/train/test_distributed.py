@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from jminigpt4.checkpoint import read_projection
+from jminigpt4.data import first_look
 from jminigpt4.train import distributed, engine
 from jminigpt4.train.features import PictureEncoder
 from jminigpt4.train.recipe import Recipe
@@ -188,6 +189,7 @@ def test_several_processes_share_what_one_does():
 @fresh_process
 def test_several_processes_in_a_fresh_process(make_model, processor, captions, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
+    monkeypatch.setattr(first_look, "OPENED", 1)  # else what is broken would be found before processes share it
     runs = Runs(make_model, processor, captions, tmp_path)
     broken = with_broken(captions, tmp_path / "broken", 1)
     worse = with_broken(captions, tmp_path / "worse", 5)

@@ -183,8 +183,9 @@ def test_bad_pictures_are_skipped_listed_and_limited(run, captions, tmp_path):
             run(f"{name}2", cache=cache, on_bad_picture="raise")
     for number in range(1, 6):
         (captions.parent / f"{number}.png").unlink()
-    with pytest.raises(ValueError, match="max_bad_share"):
+    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist: 5 of 8 pictures of captions are missing"):
         run("too-many", max_bad_share=0.2)
+    assert not (tmp_path / "too-many").exists()
 
 
 def test_skipping_bad_pictures_is_training_without_their_rows(run, captions, tmp_path):
@@ -229,7 +230,7 @@ def test_overfitting_takes_a_few_pictures_and_learns_them(run):
 def test_a_dry_run_changes_and_writes_nothing(make_model, processor, captions, tmp_path):
     prepared = _prepare(make_model(), captions, RECIPE, processor, progress=False)
     before = prepared.model.model.language_projection.weight.clone()
-    report = prepared.dry_run()
+    report = prepared.dry_run(None, tmp_path / "run", None)
     assert report["steps"] == 12 and report["rows"] == 9 and report["supervised_tokens_per_row"] > 2
     assert torch.equal(prepared.model.model.language_projection.weight, before)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
@@ -295,6 +296,6 @@ def test_unknown_recipe_keys_and_values_are_named():
         Recipe.load("stage1", learing_rate=1)
     with pytest.raises(ValueError, match="schedule"):
         Recipe.load("stage1", schedule="linear")
-    with pytest.raises(FileNotFoundError, match="article-stair-vg, stage1, stage2"):
+    with pytest.raises(FileNotFoundError, match="article-stair-vg, auto, small, stage1, stage2"):
         Recipe.load("stage3")
     assert Recipe.load("stage1", learning_rate="1e-4").learning_rate == 1e-4
