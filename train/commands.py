@@ -59,7 +59,9 @@ def train(
     export: Annotated[Path | None, typer.Option(help="Folder for the whole model with the new projection.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
-    workers: Annotated[int, typer.Option(help="Processes that prepare steps ahead.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that prepare steps ahead. Default: what can be spared.")
+    ] = None,
 ):
     """Train the projection of a model on pictures and texts."""
     from . import engine

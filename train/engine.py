@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
-from .distributed import TIMEOUT, from_all, from_first, init_processes
+from .distributed import TIMEOUT, from_all, from_first, init_processes, processes_here
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
 from .frozen import load_model, load_trained, save_trained
@@ -33,7 +33,7 @@ from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import passes, shard_language
 from .sources import BadPictures, SourceData, fill_cache, read_data
-from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
+from .steps import RowEncoder, Step, StepDataset, first_rows, spare_workers, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
 
 
@@ -76,7 +76,7 @@ def train(
     export: str | os.PathLike | None = None,
     report_to: str = "none",
     progress: bool = True,
-    workers: int = 0,
+    workers: int | None = None,
     **changes: Any,
 ) -> Training:
     """Trains the projection of a model on pictures and texts; under torchrun or `accelerate launch`, in all processes
@@ -96,7 +96,7 @@ def train(
         export: Folder to make, at the end, of the whole model with the trained projection; see [`export`].
         report_to: Where transformers' `Trainer` reports to, besides `metrics.jsonl`.
         progress: Whether to show progress bars.
-        workers: Processes that prepare steps ahead.
+        workers: Processes that prepare steps ahead; `None`: as many as the machine can spare, see [`spare_workers`].
         changes: Values of the recipe to change, such as `epochs=1`.
 
     Returns:
@@ -323,7 +323,7 @@ class Run:
         resume: bool = True,
         report_to: str = "none",
         progress: bool = True,
-        workers: int = 0,
+        workers: int | None = None,
     ) -> Training:
         """Trains from the newest checkpoint in `output`, or from the start; arguments as of `train`.
 
@@ -347,7 +347,7 @@ class Run:
             yield
             self.state.wait_for_everyone()
 
-    def _train(self, output: Path, resume: bool, report_to: str, progress: bool, workers: int) -> Training:
+    def _train(self, output: Path, resume: bool, report_to: str, progress: bool, workers: int | None) -> Training:
         if self.state.is_main_process:
             remove_unfinished(output)
         # What was unfinished may be put back as a checkpoint: the first process looks after that, and all take its.
@@ -390,7 +390,9 @@ class Run:
     def _eval_steps(self) -> int:
         return self.recipe.eval_steps or self._epoch
 
-    def _trainer(self, output: Path, report_to: str, progress: bool, workers: int) -> ProjectionTrainer:
+    def _trainer(self, output: Path, report_to: str, progress: bool, workers: int | None) -> ProjectionTrainer:
+        if workers is None:
+            workers = spare_workers(self.steps, self.device, processes_here())
         arguments = TrainingArguments(
             output_dir=str(output),
             max_steps=len(self.steps),

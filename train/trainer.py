@@ -27,7 +27,7 @@ from .resuming import RUN, RunDescription
 from .schedule import RateSchedule
 from .sharding import passes
 from .sources import BadPictures
-from .steps import Step, StepDataset
+from .steps import Step, StepDataset, prepared_ahead
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -76,11 +76,8 @@ class ProjectionTrainer(Trainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """Steps in their order. Sequential and made by index, so that resuming skips them without reading any."""
-        return self._loader(self.steps)
-
-    def _loader(self, steps: StepDataset) -> DataLoader:
-        return DataLoader(steps, batch_size=1, collate_fn=_only, num_workers=self.args.dataloader_num_workers)
+        """Steps in their order; see `prepared_ahead`."""
+        return prepared_ahead(self.steps, self.args.dataloader_num_workers)
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over the packs of a step; gradients are exchanged with the last of them.
@@ -176,7 +173,8 @@ class ProjectionTrainer(Trainer):
         """Loss on the validation pictures, as the recipe defines it, over all of them."""
         self.model.eval()
         sums, bad = torch.zeros(2, dtype=torch.float64), []
-        for step in self._loader(self.validation) if self.validation is not None else ():
+        workers = self.args.dataloader_num_workers
+        for step in prepared_ahead(self.validation, workers) if self.validation is not None else ():
             bad += step.bad
             features = self.pictures.features(step.query_features, step.pixel_values)
             for pack, pictures in self._passes(step.packs, features):
@@ -251,10 +249,6 @@ def _whole(checkpoint: str | None) -> Generator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{checkpoint} is damaged: {reason}. Remove it to go on from the one before.") from None
-
-
-def _only(steps: list[Step]) -> Step:
-    return steps[0]
 
 
 def make_optimizer(loss: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
