@@ -40,15 +40,18 @@ class PackLoss(nn.Module):
         Returns:
             `(n,)` float32, not weighted.
         """
-        learning = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
-        nothing = torch.stack(learning).sum() * 0.0 if learning else torch.zeros(())
         if pack is None:
-            return nothing[None].float()
+            return self._nothing()[None].float()
         pictures = {}
         if query_features is not None and len(pack.pictures):
             pictures["query_features"] = query_features[pack.pictures]
         loss = cross_entropy(self._logits(pack, pictures).float(), pack.targets, reduction="none")
-        return loss if pictures else loss + nothing
+        return loss if pictures else loss + self._nothing()
+
+    def _nothing(self) -> torch.Tensor:
+        """Zero, with a gradient of zero for all that learns."""
+        learning = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.stack(learning).sum() * 0.0 if learning else torch.zeros(())
 
     def _logits(self, pack: Pack, pictures: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the model says at the supervised positions, `(n, vocabulary)`."""
