@@ -5,13 +5,15 @@
     python benchmarks/train.py --true-scale     EVA ViT-g and a language model of 3.6 billion, bfloat16: 12 GB, minutes
                                                 (--pictures 1 --kinds captions: the figures of docs/training.md)
     python benchmarks/train.py --processes 2    also: `train` by two processes, CPU time of each against one alone
+    python benchmarks/train.py --workers 1      no race: `train` with pictures decoded ahead by a worker, and without
     python benchmarks/train.py --count          no race: operations at both scales, counted without computing: seconds
 
 One step is forward and backward with only the projection learning. All contenders share one set of random weights and
 take turns in one process; times are CPU seconds of the process, medians over the repeats. `operations` is the same
 ratio of the floating point operations that torch counts, which no busy machine can blur. The last line is JSON:
 `ratio` is the article's time over ours, `gradient_relative_error` ours against the article's, `processes` the CPU
-time, rows and tokens of each process.
+time, rows and tokens of each process. With `--workers` it is `wall_ratio` and `cpu_ratio`, without workers over with
+them: the time of a step, and the CPU time that the process which learns spends on it.
 """
 
 import argparse
@@ -53,6 +55,7 @@ from jminigpt4 import (
 from jminigpt4.train import Recipe, train
 from jminigpt4.train.loss import PackLoss
 from jminigpt4.train.operations import encoder_operations, language_operations
+from jminigpt4.train.optimizers import orthogonalized
 from jminigpt4.train.packing import IGNORED, EncodedGroup, EncodedRow, Packer
 
 BOS, EOS, FIRST_WORD = 2, 3, 10
@@ -238,8 +241,8 @@ CPU_ATTENTION: dict[Any, Callable] = {
 
 
 def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[str, float]:
-    """The article's operations over ours, counted on tensors without content. Left out: the projection, and attention
-    to the seven constant tokens before the picture."""
+    """The article's operations over ours, and Muon's on the projection as a share of ours, counted on tensors without
+    content. Left out: the projection, and attention to the seven constant tokens before the picture."""
     with torch.device("meta"):
         model = JMiniGPT4ForConditionalGeneration(config)
     model.freeze()
@@ -251,7 +254,14 @@ def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[
     article = encoder_operations(model, rows, size) + language_operations(model, rows, length)
     ours = sum(language_operations(model, 1, len(pack.input_ids), pack.supervised.unique().tolist()) for pack in packs)
     fresh = ours + encoder_operations(model, pictures, size)
-    return {"operations_ratio": article / ours, "operations_ratio_no_cache": article / fresh}
+    weight = model.model.language_projection.weight
+    with FlopCounterMode(display=False) as newton_schulz:
+        orthogonalized(torch.empty_like(weight))
+    return {
+        "operations_ratio": article / ours,
+        "operations_ratio_no_cache": article / fresh,
+        "muon_share": newton_schulz.get_total_flops() / ours,
+    }
 
 
 class LiveBytes(TorchDispatchMode):
@@ -351,7 +361,7 @@ def train_share(folder: Path, steps: int, results: Any, environment: dict[str, s
     weight.register_post_accumulate_grad_hook(lambda *given: learnt.append(time.process_time()))
     recipe = Recipe(pictures_per_step=8, steps_per_epoch=steps, epochs=1, pack_tokens=1, warmup_steps=1)
     output = folder / f"run-{environment['WORLD_SIZE']}"
-    train(model, folder / "captions.jsonl", output, recipe, processor=processor, progress=False)
+    train(model, folder / "captions.jsonl", output, recipe, processor=processor, progress=False, workers=0)
     # The first pictures are encoded to look at the loss before anything is learnt.
     results.put((int(environment["RANK"]), {"cpu_seconds": learnt[-1] - encoded[1], **counted}))
 
@@ -401,6 +411,56 @@ def compare_processes(world: int, steps: int) -> dict[str, Any]:
     return {"alone": alone, "each": together, "cpu_shares": shares}
 
 
+def compare_workers(workers: int, repeats: int) -> dict[str, list[float]]:
+    """A step of `train` on the checkpoint of `demo/`, without a cache, alone and with workers that decode ahead, in
+    turn: median, least and most of wall and CPU seconds without over with them. A step is 4 photographs of 2
+    megapixels with 5 captions each: decoding them takes about as long as learning from them."""
+    model = JMiniGPT4ForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32)
+    processor: Any = JMiniGPT4Processor.from_pretrained(DEMO)
+    ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
+    with tempfile.TemporaryDirectory() as name:
+        rows = write_photographs(Path(name), 4)
+        for repeat in range(repeats):
+            counts = (0, workers) if repeat % 2 else (workers, 0)
+            spent = {each: seconds_of_step(model, processor, rows, each) for each in counts}
+            for kind, alone, helped in zip(ratios, spent[0], spent[workers], strict=True):
+                ratios[kind].append(alone / helped)
+            print(
+                f"repeat {repeat + 1}: wall {spent[0][0]:.3f} s a step, with workers {spent[workers][0]:.3f}; CPU of "
+                f"the process that learns {spent[0][1]:.3f}, with workers {spent[workers][1]:.3f}",
+                flush=True,
+            )
+    return {f"{kind}_ratio": [statistics.median(each), min(each), max(each)] for kind, each in ratios.items()}
+
+
+def write_photographs(folder: Path, count: int) -> Path:
+    """JPEG files of 1600 x 1200 with the detail of photographs, and five captions each."""
+    generator, lines = np.random.default_rng(0), []
+    for number in range(count):
+        coarse = generator.integers(0, 255, (300, 400, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((1600, 1200), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+        lines += [{"image": f"{number}.jpg", "caption": f"赤い車が{number}台停まっています{row}"} for row in range(5)]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder / "captions.jsonl"
+
+
+def seconds_of_step(model: Any, processor: Any, rows: Path, workers: int, steps: int = 8) -> tuple[float, float]:
+    """Median wall seconds and CPU seconds of this process from one step's gradient to the next one's. The first steps
+    are left out: they meet what was decoded while the run began."""
+    learnt: list[tuple[float, float]] = []
+    weight: Any = model.model.language_projection.weight
+    recipe = Recipe(pictures_per_step=4, steps_per_epoch=steps, epochs=1, warmup_steps=1)
+    hook = weight.register_post_accumulate_grad_hook(
+        lambda *given: learnt.append((time.perf_counter(), time.process_time()))
+    )
+    with tempfile.TemporaryDirectory() as output:
+        train(model, rows, output, recipe, processor=processor, progress=False, workers=workers)
+    hook.remove()
+    pairs = list(itertools.pairwise(learnt))[3:]
+    wall, cpu = (statistics.median(after[kind] - before[kind] for before, after in pairs) for kind in (0, 1))
+    return wall, cpu
+
+
 def report(kind: str, results: dict[str, dict[str, float]], contenders: Contenders):
     largest = max(sum(len(pack.input_ids) for pack in contenders.packs), 1)
     print(f"\n{kind}: {contenders.rows} rows, {contenders.batch['input_ids'].numel()} tokens padded, {largest} packed")
@@ -419,7 +479,7 @@ def count(kinds: list[str], pictures: int):
     summary: dict[str, dict] = {}
     for scale, kind in itertools.product(("reduced", "true"), kinds):
         ratios = count_operations(make_config(scale == "true"), kind, pictures)
-        print(f"{scale} scale, {kind}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+        print(f"{scale} scale, {kind}: " + ", ".join(f"{name} {ratio:.3g}" for name, ratio in ratios.items()))
         summary.setdefault(scale, {})[kind] = ratios
     print(json.dumps(summary))
 
@@ -432,11 +492,14 @@ def main():
     parser.add_argument("--repeats", type=int, help="timed rounds; 0: the round that counts memory is timed")
     parser.add_argument("--kinds", nargs="+", choices=["captions", "questions"], help="what to race on")
     parser.add_argument("--processes", type=int, help="also train with so many processes, each against one alone")
+    parser.add_argument("--workers", type=int, help="no race: steps with so many workers that decode ahead, and alone")
     parser.add_argument("--count", action="store_true", help="count operations at both scales and compute nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.count:
         return count(options.kinds or ["captions", "questions"], options.pictures)
+    if options.workers:
+        return print(json.dumps(compare_workers(options.workers, 3 if options.quick else 7)))
     # Before all else: autograd cannot be used in a fork of a process that has used it.
     shared = compare_processes(options.processes, 2 if options.quick else 5) if options.processes else None
     usual = 3 if options.quick else 0 if options.true_scale else 7

@@ -78,7 +78,9 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in the output folder.")] = True,
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
     compare: Annotated[Path | None, typer.Option(help="Another run, whose curve is drawn beside this one's.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that prepare steps ahead.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that prepare steps ahead. Default: what can be spared.")
+    ] = None,
 ):
     """Train the projection of a model, or more of it, on pictures and texts."""
     from . import engine

@@ -36,6 +36,11 @@ def init_processes() -> PartialState:
     return state
 
 
+def processes_here() -> int:
+    """How many processes of the group run on this machine, as torchrun and `accelerate launch` say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _has_accelerator() -> bool:
     """Whether processes can share accelerators; Apple's has no process group."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

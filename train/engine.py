@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
 from ..extras import require
-from .distributed import TIMEOUT, from_first, init_processes
+from .distributed import TIMEOUT, from_first, init_processes, processes_here
 from .export import check_exportable
 from .export import export as export_model
 from .features import BadPicture, FeatureCache, PictureEncoder
@@ -38,7 +38,7 @@ from .selection import CocoTwins
 from .sharding import shard_language
 from .sizing import by_heart, is_fresh, sized
 from .sources import BadPictures, SourceData, fill_cache, pictures_of, read_data
-from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
+from .steps import RowEncoder, Step, StepDataset, first_rows, spare_workers, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
 
 
@@ -82,7 +82,7 @@ def train(
     report_to: str = "none",
     compare: str | os.PathLike | None = None,
     progress: bool = True,
-    workers: int = 0,
+    workers: int | None = None,
     **changes: Any,
 ) -> Training:
     """Trains the projection of a model on pictures and texts, and what else its recipe names; under torchrun or
@@ -105,7 +105,7 @@ def train(
             samples with their pictures as well.
         compare: Output folder of another run, whose curves are drawn beside this one's in `learning_curve.png`.
         progress: Whether to show progress bars.
-        workers: Processes that prepare steps ahead.
+        workers: Processes that prepare steps ahead; `None`: as many as the machine can spare, see [`spare_workers`].
         changes: Values of the recipe to change, such as `epochs=1`.
 
     Returns:
@@ -333,7 +333,7 @@ class Run:
         resume: bool = True,
         report_to: str = "none",
         progress: bool = True,
-        workers: int = 0,
+        workers: int | None = None,
     ) -> Training:
         """Trains from the newest checkpoint in `output`, or from the start; arguments as of `train`.
 
@@ -358,7 +358,7 @@ class Run:
             yield
             self.state.wait_for_everyone()
 
-    def _train(self, output: Path, resume: bool, report_to: str, progress: bool, workers: int) -> Training:
+    def _train(self, output: Path, resume: bool, report_to: str, progress: bool, workers: int | None) -> Training:
         if self.state.is_main_process:
             remove_unfinished(output)
         # What was unfinished may be put back as a checkpoint: the first process looks after that, and all take its.
@@ -406,7 +406,9 @@ class Run:
         """Every how many steps the validation pictures are looked at."""
         return self.recipe.eval_steps or self._epoch
 
-    def _trainer(self, output: Path, report_to: str, progress: bool, workers: int) -> ProjectionTrainer:
+    def _trainer(self, output: Path, report_to: str, progress: bool, workers: int | None) -> ProjectionTrainer:
+        if workers is None:
+            workers = spare_workers(self.steps, self.device, processes_here())
         arguments = TrainingArguments(
             output_dir=str(output),
             max_steps=len(self.steps),

@@ -64,6 +64,10 @@ class Shard:
     digests: torch.Tensor
     checksums: torch.Tensor | None
 
+    def __reduce__(self):
+        """For another process by its path, to be mapped there: tensors would travel whole."""
+        return Shard.open, (self.path, self.features.shape[1], list(self.features.shape[2:]))
+
     @classmethod
     def open(cls, path: Path, views: int, shape: list[int]) -> "Shard":
         """Opens a file; the features in it are looked at when they are read.
@@ -139,6 +143,10 @@ class PictureEncoder:
     def __init__(self, model: Any, processor: Any, views: int = 0, batch_size: int = 16):
         self.model, self.image_processor = model, processor.image_processor
         self.views, self.batch_size = views, batch_size
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model: a process that prepares steps decodes pictures and encodes none."""
+        return vars(self) | {"model": None}
 
     def pixel_values(self, content: bytes, name: str, seeds: Iterable[int | None]) -> torch.Tensor:
         """One view of a picture per seed (`None`: the plain picture), `(views, 3, height, width)`.
@@ -219,6 +227,7 @@ class FeatureCache:
     def __init__(self, folder: str | os.PathLike, encoder: PictureEncoder, dtype: str = "float16"):
         dtype_named(dtype)
         self.folder, self.encoder, self.dtype = Path(folder), encoder, dtype
+        self._shape = list(encoder.model.model.query_tokens.shape[1:])
         self._check_fingerprint()
         self._shards: list[Shard] = []
         self._loaded: set[str] = set()
@@ -246,8 +255,7 @@ class FeatureCache:
         for path in sorted(self.folder.glob("features-*.safetensors")):
             if path.name not in self._loaded:
                 self._loaded.add(path.name)
-                shape = self.encoder.model.model.query_tokens.shape[1:]
-                shard = Shard.open(path, max(1, self.encoder.views), shape)
+                shard = Shard.open(path, max(1, self.encoder.views), self._shape)
                 for row, digest in enumerate(shard.digests.numpy()):
                     self._places[digest.tobytes()] = (len(self._shards), row)
                 self._shards.append(shard)
@@ -290,8 +298,7 @@ class FeatureCache:
                 raise KeyError(f"{picture.name} is not in the feature cache {self.folder}, or has changed since.")
             shard, row = self._places[digest]
             rows.append(self._shards[shard].view(row, chosen))
-        shape = (0, *self.encoder.model.model.query_tokens.shape[1:])
-        return torch.stack(rows) if rows else torch.empty(shape, dtype=DTYPES[self.dtype])
+        return torch.stack(rows) if rows else torch.empty((0, *self._shape), dtype=DTYPES[self.dtype])
 
     def fill(
         self,

@@ -1,6 +1,7 @@
 """Which group of rows is seen when: a pure function of (seed, epoch, step, world size), with nothing to replay."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,14 @@ class SampleOrder:
         one_pass = weights is None and steps_per_epoch is None
         self.slots = total if one_pass else self.steps_per_epoch * groups_per_step
         self.shares = sizes if one_pass else _shares(weights or sizes, self.slots)
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the drawn epochs: a process that prepares steps draws its own."""
+        return {name: value for name, value in vars(self).items() if name != "_epoch"}
+
+    def __setstate__(self, state: dict[str, Any]):
+        vars(self).update(state)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     def describe(self) -> dict[str, object]:

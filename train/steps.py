@@ -1,12 +1,17 @@
 """From the order of samples to what the model is given: the data of one optimiser step."""
 
 import hashlib
+import math
+import multiprocessing
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.rows import Group, Row
 from .features import BadPicture, FeatureCache, PictureEncoder
@@ -15,6 +20,8 @@ from .packing import IGNORED, EncodedGroup, EncodedRow, Pack, Packer
 from .prompts import CaptionPrompts
 from .recipe import Recipe
 from .sources import SourceData
+
+STEPS_AHEAD, MOST_WORKERS = 2, 8
 
 
 @dataclass
@@ -207,6 +214,58 @@ class StepDataset(Dataset):
                 views.append(view)
         pixels = torch.cat(views) if views else None
         return Step([], pixel_values=pixels, bad=bad), readable
+
+
+def prepared_ahead(steps: StepDataset, workers: int) -> DataLoader:
+    """Steps in their order, made by index, so that resuming skips them without reading any.
+
+    Args:
+        steps: The steps.
+        workers: Processes that read, decode and tokenise the next steps while one is learnt from, each up to
+            `STEPS_AHEAD` of them; 0: nothing is prepared ahead.
+    """
+    return DataLoader(
+        steps,
+        batch_size=1,
+        collate_fn=_only,
+        num_workers=workers,
+        prefetch_factor=STEPS_AHEAD if workers else None,
+    )
+
+
+def spare_workers(steps: StepDataset, device: torch.device, processes: int) -> int:
+    """How many processes should prepare the steps ahead: as many as can, up to `MOST_WORKERS`, before a GPU, and one
+    before a CPU, which learns more slowly than one process decodes.
+
+    None where steps are read from a cache, which takes next to no time; where a process is not a fork, as a program
+    without `if __name__ == "__main__"` would begin anew in it; where each process that trains has one core; and where
+    shared memory, through which steps come, is too small for them (Docker's 64 MB).
+
+    Args:
+        steps: The steps.
+        device: What the language model runs on.
+        processes: Processes that train on this machine.
+    """
+    start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if not isinstance(steps.pictures, PictureEncoder) or start != "fork":
+        return 0
+    spare = len(os.sched_getaffinity(0)) // processes - 1
+    size = steps.pictures.image_processor.size
+    pictures = math.ceil(steps.order.groups_per_step / steps.world)
+    step = pictures * 3 * size["height"] * size["width"] * torch.float32.itemsize
+    # Twice: workers of training wait, their steps in hand, while others prepare those of validation.
+    fitting = _shared_memory() // (2 * processes * step * (STEPS_AHEAD + 1))
+    return max(0, min(spare, fitting, 1 if device.type == "cpu" else MOST_WORKERS))
+
+
+def _shared_memory() -> int:
+    """Free bytes of what processes of this machine share; without bound where it is no file system."""
+    folder = Path("/dev/shm")
+    return shutil.disk_usage(folder).free if folder.is_dir() else 2**63
+
+
+def _only(steps: list[Step]) -> Step:
+    return steps[0]
 
 
 def _number(text: str) -> int:

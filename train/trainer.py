@@ -31,7 +31,7 @@ from .resuming import RUN, RunDescription
 from .schedule import RateSchedule
 from .sharding import passes
 from .sources import BadPictures
-from .steps import Step, StepDataset
+from .steps import Step, StepDataset, prepared_ahead
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -83,11 +83,8 @@ class ProjectionTrainer(Trainer):
         self.meter = RunMeter(loss.model, shape, self.args.device, self._sums, self.args.world_size, uncounted)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Steps in their order. Sequential and made by index, so that resuming skips them without reading any."""
-        return self._loader(self.steps)
-
-    def _loader(self, steps: StepDataset) -> DataLoader:
-        return DataLoader(steps, batch_size=1, collate_fn=_only, num_workers=self.args.dataloader_num_workers)
+        """Steps in their order; see `prepared_ahead`."""
+        return prepared_ahead(self.steps, self.args.dataloader_num_workers)
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
         """The next step; what training waits for is the time of decoding."""
@@ -202,7 +199,8 @@ class ProjectionTrainer(Trainer):
         """Loss on the validation pictures, as the recipe defines it, over all of them."""
         self.model.eval()
         sums, bad = torch.zeros(2, dtype=torch.float64), []
-        for step in self._loader(self.validation) if self.validation is not None else ():
+        workers = self.args.dataloader_num_workers
+        for step in prepared_ahead(self.validation, workers) if self.validation is not None else ():
             bad += step.bad
             features = self.pictures.features(step.query_features, step.pixel_values)
             for pack, pictures in self._passes(step.packs, features):
@@ -284,10 +282,6 @@ def _without_exchange(model: nn.Module) -> Any:
     """Gradients stay in this process. (accelerate's own such context does nothing in a group of one, where data
     parallelism waits for every parameter all the same.)"""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
-def _only(steps: list[Step]) -> Step:
-    return steps[0]
 
 
 def make_optimizer(loss: Any, recipe: Recipe) -> torch.optim.Optimizer:
