@@ -216,7 +216,7 @@ def _unigram() -> Tokenizer:
         initial_alphabet=list("<>[]/|"),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*CORPUS, "< > [ ] / | NL CLS s s pad think endoftext"], trainer)
+    tokenizer.train_from_iterator([*CORPUS, "< > [ ] / | NL CLS s pad think endoftext unk ImageHere"], trainer)
     return tokenizer
 
 
@@ -227,7 +227,7 @@ def _wordpiece() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(vocab_size=WORDS, special_tokens=CONTROLS, show_progress=False)
-    tokenizer.train_from_iterator([*CORPUS, "< > [ ] / | nl cls s pad think endoftext"], trainer)
+    tokenizer.train_from_iterator([*CORPUS, "< > [ ] / | nl cls s pad think endoftext unk imagehere"], trainer)
     return tokenizer
 
 
@@ -306,7 +306,7 @@ def pytest_sessionfinish(session):
     text = TABLE.read_text(encoding="utf-8")
     versions, rows = read_table()
     columns = {version: {f: cells[at] for f, cells in rows.items()} for at, version in enumerate(versions)}
-    columns[transformers.__version__] = results
+    columns[transformers.__version__] = {**columns.get(transformers.__version__, {}), **results}
     newest_last = sorted(columns, key=lambda version: [int(part) for part in version.split(".")[:3]])
     lines = [f"| `model_type` | {' | '.join(newest_last)} |", "|---" * (len(columns) + 1) + "|"]
     for family in sorted({family for column in columns.values() for family in column}):

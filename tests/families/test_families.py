@@ -73,7 +73,7 @@ OWN_GRADIENT_TOLERANCE = {"hrm_text": 1e-3}
 
 def assert_equal(logits: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5):
     """Equal relative to the largest logit; the image token is one here and not in its family."""
-    if IMAGE < logits.shape[-1]:
+    if logits.shape[-1] > IMAGE:
         logits = torch.cat([logits[..., :IMAGE], logits[..., IMAGE + 1 :]], -1)
     assert logits.shape == expected.shape
     assert (logits - expected).abs().max() <= tolerance * expected.abs().max()
@@ -220,6 +220,11 @@ def trait_against(config, name: str) -> str | None:
     return None
 
 
+def attention(model) -> str:
+    """The implementation that was chosen when the model was loaded."""
+    return model.config._attn_implementation
+
+
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch):
     monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
@@ -236,6 +241,7 @@ def test_equal_to_its_own_family_or_refused(
     else:
         family = own_family(config)
         model = converted(family, image_side, save_tokenizer, tmp_path)
+        assert attention(model.model.language_model) == attention(family)
         compare_with_family(model, family, name)
         packed = compare_training(model, name)
         two_steps(model, tmp_path / "whole", tmp_path / "run")
@@ -247,10 +253,12 @@ def test_equal_to_its_own_family_or_refused(
 
 
 @pytest.mark.parametrize("name, with_picture", [("recurrent_gemma", True), ("nemotron_h", False)])
-def test_what_rounds_on_its_own_does_so_in_its_own_generate(make_family_config, name, with_picture):
+def test_what_rounds_on_its_own_does_so_in_its_own_generate(
+    make_family_config, image_side, save_tokenizer, tmp_path, name, with_picture
+):
     """A padded batch with a cache, to the bit; Nemotron-H generates from no embeddings, so its prompts are text."""
-    model = tiny(make_family_config(name))
-    family = own_family(model)
+    family = own_family(make_family_config(name))
+    model = converted(family, image_side, save_tokenizer, tmp_path)
     family.generation_config.eos_token_id, family.generation_config.pad_token_id = None, 0
     prompts = PROMPTS if with_picture else ([3, 40, 41, 42, 43, 44, 45, 46], [3, 60, 61, 62])
     width = max(map(len, prompts))
@@ -260,7 +268,7 @@ def test_what_rounds_on_its_own_does_so_in_its_own_generate(make_family_config, 
     if with_picture:
         given["pixel_values"] = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
         features = model.get_image_features(given["pixel_values"]).pooler_output.flatten(0, 1)
-        embeddings = model.get_input_embeddings()(ids)
+        embeddings = family.get_input_embeddings()(ids.masked_fill(ids == IMAGE, 0))
         own = {"inputs_embeds": embeddings.masked_scatter((ids == IMAGE)[..., None], features)}
     settings = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "use_cache": True}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
