@@ -150,11 +150,7 @@ class JMiniGPT4Config(PreTrainedConfig):
         self.vision_config = _build(self.vision_config, "blip_2_vision_model")
         self.qformer_config = _build(self.qformer_config, "blip_2_qformer")
         self.text_config = _build(self.text_config, "gpt_neox", JAPANESE_GPT_NEOX_3_6B)
-        if self.text_config.get_text_config(decoder=True) is not self.text_config:
-            raise ValueError(
-                f"The language model is of type {self.text_config.model_type!r}, which holds a language model beside "
-                "other parts: take that one alone, the config's `get_text_config(decoder=True)` with its weights."
-            )
+        check_language_model(self.text_config)
         # The sub-configs are the truth; what they state is not to be stated twice.
         if getattr(self.vision_config, "hidden_size", None) is not None:
             self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
@@ -176,6 +172,19 @@ class JMiniGPT4Config(PreTrainedConfig):
             )
         if self.num_query_tokens < 1:
             raise ValueError(f"num_query_tokens must be at least 1, got {self.num_query_tokens}.")
+
+
+def check_language_model(config: PreTrainedConfig):
+    """Refuses what is more than a language model.
+
+    Raises:
+        ValueError: The configuration has one of a language model beside others.
+    """
+    if config.get_text_config(decoder=True) is not config:
+        raise ValueError(
+            f"The language model is of type {config.model_type!r}, which holds a language model beside "
+            "other parts: take that one alone, the config's `get_text_config(decoder=True)` with its weights."
+        )
 
 
 def check_image_encoder(config: Any):

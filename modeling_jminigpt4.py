@@ -121,6 +121,13 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
         embeddings: Any = self.get_input_embeddings()
         return embeddings.weight.dtype
 
+    def is_custom_code(self) -> bool:
+        """Whether a part comes with code of its own. transformers asks before it computes what no file holds: models
+        of custom code it spares all of it, and the stock parts in them would be left with whatever their memory held
+        (Falcon-H1's multipliers). Our own initialisation keeps what was loaded, as transformers' does."""
+        parts = (each for each in self.modules() if isinstance(each, PreTrainedModel))
+        return any(part.is_custom_code() for part in parts if not isinstance(part, JMiniGPT4PreTrainedModel))
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -404,7 +411,7 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         self.model = JMiniGPT4Model(config)
         family = self.model.family
         bias = config.lm_head_bias or family.bias
-        self.lm_head = nn.Linear(family.in_features, config.text_config.vocab_size, bias=bias)
+        self.lm_head = nn.Linear(family.in_features, family.out_features, bias=bias)
         self._is_stateful, self._can_compile_fullgraph = family.shell._is_stateful, family.shell._can_compile_fullgraph
         # Every family has its own name for the embeddings that the head may share.
         embeddings = self.model.get_input_embeddings()
@@ -512,8 +519,7 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         loss = None
         if labels is not None:
             text_labels = labels.masked_fill(labels == self.config.image_token_id, -100)
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=text_labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=text_labels, vocab_size=logits.shape[-1], **kwargs)
         passed_on = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return JMiniGPT4CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
 
@@ -522,6 +528,8 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         is then that of the language model as it was before the token joined its vocabulary. The lowest number of a
         dtype would do that too, but overflows where a client adds, squares or normalises logits in float16."""
         token = self.config.image_token_id
+        if token >= logits.shape[-1]:  # a family's head may leave out what its table is padded with
+            return logits
         logits[..., token] = torch.finfo(logits.dtype).min
         logits[..., token] = logits.detach().amax(-1) - IMAGE_TOKEN_BELOW_MAXIMUM
         return logits

@@ -6,7 +6,6 @@ import re
 
 import torch
 
-from .language_model import RENAMED
 from .sources import EVA, LAVIS, LAVIS_IGNORABLE, LEGACY_BUFFERS, Source
 
 ADAPTER = re.compile(r".*(lora_|\.modules_to_save\.|\.base_layer\.|adapter)")
@@ -56,12 +55,12 @@ def _is_copy(source: Source, key: str, given: Source) -> bool:
     name = LANGUAGE_MODEL.sub("", key, count=1)
     if given.layout is EVA:
         name = name.removeprefix("visual_encoder.")
-    for old, new in RENAMED.items():
-        names = {name, re.sub(old, new, name)}
-        found = next((each for each in names if each in given.weights), None)
-        if found is not None:
-            ours, theirs = source.weights.read(key), given.weights.read(found)
-            # One of the two may have been saved in half precision.
-            narrow = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-            return ours.shape == theirs.shape and torch.equal(ours.to(narrow), theirs.to(narrow))
-    return False
+    # GPT-NeoX's head has another name since transformers 5.14.
+    names = {name, re.sub(r"^embed_out\.", "lm_head.", name)}
+    found = next((each for each in names if each in given.weights), None)
+    if found is None:
+        return False
+    ours, theirs = source.weights.read(key), given.weights.read(found)
+    # One of the two may have been saved in half precision.
+    narrow = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    return ours.shape == theirs.shape and torch.equal(ours.to(narrow), theirs.to(narrow))

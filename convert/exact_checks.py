@@ -34,9 +34,10 @@ def differing_tensors(model: Any, plan: ConversionPlan) -> Differences:
     stored, loaded = StoredNames(model), model.state_dict()
     differing, compared = [], 0
     for entry in plan.entries:
-        name, is_part = stored.place(entry.name)
-        if is_part:
+        place = stored.place(entry.name)
+        if place.pattern is not None:
             continue
+        name = place.names[0]
         compared += 1
         theirs = entry.read()
         wide = not IN_FLOAT32.isdisjoint(name.split("."))

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..processing_jminigpt4 import IMAGE_TOKEN
 from .checks import one_of
+from .tokenizer import control_tokens
 
 FOLDER = Path(__file__).parent / "formats"
 PROLOGUE = FOLDER / "prologue.jinja"
@@ -93,5 +94,5 @@ def chat_template_for(chosen: PromptFormat, tokenizer: PreTrainedTokenizerFast) 
             f"The tokenizer has no {', '.join(missing)}, which the prompt format {chosen.name!r} writes: choose "
             "another format, or a language model that was trained with this one."
         )
-    spelt = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spelt = control_tokens(tokenizer.added_tokens_decoder.values())
     return chosen.chat_template(sorted({token[0] for token in (*spelt, IMAGE_TOKEN) if len(token) > 1}))

@@ -165,7 +165,7 @@ def _stock(source: Source) -> Part:
     tensors: dict[str, Read] = {}
     for key in source.weights.matching(re.escape(prefix)):
         name = stored.in_memory(key.removeprefix(prefix))
-        if name in stored.names:
+        if name in stored.state:
             found.add(name)
             tensors[f"model.vision_model.{key.removeprefix(prefix)}"] = source.weights.take(key)
     notes = []

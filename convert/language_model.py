@@ -1,20 +1,19 @@
 """Any causal language model of transformers as a part of the model."""
 
-import re
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 
-from ..configuration_jminigpt4 import JMiniGPT4Config
-from ..inference.stored_weights import StoredNames
+from ..configuration_jminigpt4 import JMiniGPT4Config, check_language_model
+from ..inference.stored_weights import Place, StoredNames
+from ..language_jminigpt4 import Family
 from .language_code import register_language_code
 from .parts import Part, Read
 from .sources import JMINIGPT4, LANGUAGE, Source
 
-# Names on disk that are other than those in memory (GPT-NeoX, since transformers 5.14).
-RENAMED = {r"^embed_out\.": "lm_head."}
+LANGUAGE_PREFIX = "model.language_model."
 
 
 def language_config(source: Source, trusted_code: str | None = None) -> tuple[PreTrainedConfig, dict[str, str]]:
@@ -22,7 +21,7 @@ def language_config(source: Source, trusted_code: str | None = None) -> tuple[Pr
     [`jminigpt4.convert.language_code`]).
 
     Raises:
-        ValueError: The source is no causal language model, or needs code that the user did not allow.
+        ValueError: The source is no causal language model or more than one, or needs code that the user did not allow.
     """
     source.parts.add("language")
     if source.layout is JMINIGPT4:
@@ -36,6 +35,7 @@ def language_config(source: Source, trusted_code: str | None = None) -> tuple[Pr
     unknown = source.config["model_type"] not in CONFIG_MAPPING
     code = register_language_code(source, trusted_code) if unknown else {}
     config = AutoConfig.from_pretrained(source.need_folder(), trust_remote_code=False)
+    check_language_model(config)
     config.name_or_path = source.public_name  # what is published says nothing of this machine's folders
     if hasattr(config, "auto_map"):
         del config.auto_map  # code that is not run needs no mention, and the rest is registered
@@ -45,35 +45,36 @@ def language_config(source: Source, trusted_code: str | None = None) -> tuple[Pr
 def language_part(source: Source, config: PreTrainedConfig, vocab_size: int) -> Part:
     """The language model, headless as the whole model holds it, and its head.
 
+    Its tensors stay as they lie in the source, one by one, where transformers finds them so behind the whole model as
+    well, and merges experts itself while it loads. What it would not find there is converted here by its own mapping,
+    in the memory of the tensors that are merged or split together.
+
     Args:
         config: From [`language_config`]; its `vocab_size` becomes the one given.
         vocab_size: Rows the embedding table is to have. New rows are the mean of the old ones; ids never move.
 
     Raises:
-        ValueError: A tensor belongs to nothing in a model of this type.
+        ValueError: The language model is of a family that cannot stand here, or a tensor belongs to nothing in it.
     """
-    weights = source.weights
+    rows, config.vocab_size = config.vocab_size, vocab_size
     with torch.device("meta"):
         headless = AutoModel.from_config(config)
-    stored = StoredNames(headless)
-    embeddings = _embedding_name(headless)
-    tensors: dict[str, Read] = {}
-    for key in weights.names():
-        name = _target_name(key, stored, headless.base_model_prefix, source)
-        if name is None:
-            continue
-        table = name in (f"model.language_model.{embeddings}", "lm_head.weight", "lm_head.bias")
-        read = weights.take(key)
-        tensors[name] = _grown(read, vocab_size) if table and vocab_size > config.vocab_size else read
+    family = Family(config, headless)
+    tables = {f"{LANGUAGE_PREFIX}{_embedding_name(headless)}"}
+    tables |= {"lm_head.weight", "lm_head.bias"} if family.out_features == vocab_size else set()
+    found = _whole_model(source) if source.layout is JMINIGPT4 else _Tensors(source, config, headless, family).placed()
+    tensors = {
+        name: _grown(read, rows, vocab_size) if name in tables and vocab_size > rows else read
+        for name, read in found.items()
+    }
+    if getattr(config, "tie_word_embeddings", False) and "lm_head.weight" in tensors:
+        _check_tied(source, tensors[f"{LANGUAGE_PREFIX}{_embedding_name(headless)}"], tensors.pop("lm_head.weight"))
     notes = []
-    if config.tie_word_embeddings and "lm_head.weight" in tensors:
-        _check_tied(source, tensors[f"model.language_model.{embeddings}"], tensors.pop("lm_head.weight"))
-    if vocab_size > config.vocab_size:
+    if vocab_size > rows:
         notes.append(
-            f"The embedding table of {source.public_name} is full ({config.vocab_size} rows): "
-            f"{vocab_size - config.vocab_size} row is appended for the image token."
+            f"The embedding table of {source.public_name} is full ({rows} rows): {vocab_size - rows} row is appended "
+            "for the image token."
         )
-    config.vocab_size = vocab_size
     return Part(config, tensors, notes)
 
 
@@ -82,24 +83,60 @@ def _embedding_name(headless: PreTrainedModel) -> str:
     return next(f"{name}.weight" for name, module in headless.named_modules() if module is embeddings)
 
 
-def _target_name(key: str, stored: StoredNames, prefix: str, source: Source) -> str | None:
-    """Name of a tensor in the whole model; `None` for one that goes elsewhere or nowhere."""
-    if source.layout is JMINIGPT4:
-        return key if re.match(source.layout.parts["language"], key) else None
-    for old, new in RENAMED.items():
-        key = re.sub(old, new, key)
-    if key.startswith("lm_head."):
-        return key
-    bare = key.removeprefix(f"{prefix}.")
-    # Experts have a tensor each on disk, in the source as in the checkpoint: transformers merges them as it loads.
-    return f"model.language_model.{bare}" if stored.in_memory(bare) in stored.names else None
+def _whole_model(source: Source) -> dict[str, Read]:
+    return {key: source.weights.take(key) for key in source.weights.matching(source.layout.parts["language"])}
 
 
-def _grown(read: Read, rows: int) -> Read:
+class _Tensors:
+    """Tensors of a causal language model, and the names they are to have in the whole model."""
+
+    def __init__(self, source: Source, config: PreTrainedConfig, headless: PreTrainedModel, family: Family):
+        with torch.device("meta"):
+            causal = AutoModelForCausalLM.from_config(config)
+        self.source, self.family = source, family
+        self.own, self.behind = StoredNames(causal), StoredNames(headless)
+
+    def placed(self) -> dict[str, Read]:
+        """What reads each tensor, by its name in the whole model. Tensors that belong to nothing are not taken."""
+        tensors: dict[str, Read] = {}
+        for place, keys in self.own.groups(sorted(self.source.weights.names())).items():
+            if not self.own.state.keys() >= set(place.names):
+                continue
+            if place.pattern is None:  # two for one place cannot both be right: the second is not taken
+                tensors[self._target(place.names[0])] = self.source.weights.take(keys[0])
+                continue
+            reads = {key: self.source.weights.take(key) for key in keys}
+            if self._found_unchanged(place, keys):
+                tensors |= {f"{LANGUAGE_PREFIX}{self._bare(key)}": reads[key] for key in keys}
+            else:
+                tensors |= {self._target(name): self._converted(name, reads) for name in place.names}
+        return tensors
+
+    def _bare(self, name: str) -> str:
+        return name.removeprefix(f"{self.family.base_name}.")
+
+    def _target(self, name: str) -> str:
+        head = f"{self.family.head_name}."
+        return (
+            f"lm_head.{name.removeprefix(head)}" if name.startswith(head) else f"{LANGUAGE_PREFIX}{self._bare(name)}"
+        )
+
+    def _found_unchanged(self, place: Place, keys: list[str]) -> bool:
+        """Whether transformers makes the same of these tensors when they lie behind the whole model."""
+        names, found = tuple(map(self._bare, place.names)), [self.behind.place(self._bare(key)) for key in keys]
+        return all(each.names == names and each.pattern is not None for each in found)
+
+    def _converted(self, name: str, reads: dict[str, Read]) -> Read:
+        return lambda: self.own.convert({key: read() for key, read in reads.items()})[name]
+
+
+def _grown(read: Read, old: int, new: int) -> Read:
     def grow() -> torch.Tensor:
         table = read()
+        if table.shape[0] != old:  # not what the configuration says, which is said when it is written
+            return table
         mean = table.float().mean(0, keepdim=True).to(table.dtype)
-        return torch.cat([table, mean.expand(rows - table.shape[0], *table.shape[1:])])
+        return torch.cat([table, mean.expand(new - old, *table.shape[1:])])
 
     return grow
 

@@ -3,7 +3,6 @@
 sources -> parts (configuration + where each tensor is) -> plan (every tensor of the model, form and size)
 """
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -192,17 +191,8 @@ def _entries(
     targets = model.state_dict()
     if config.tie_word_embeddings:
         targets.pop("lm_head.weight")
-    stored = StoredNames(model)
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in targets}
-    surplus = []
-    for name, read in tensors.items():
-        target, merged = stored.place(name)
-        if target not in targets or (shapes[target] and not merged):
-            surplus.append(name)
-        else:
-            shapes[target][name] = tuple(read().shape if merged else targets[target].shape)
-    sizes = {name: sum(map(math.prod, parts.values())) for name, parts in shapes.items()}
-    missing = [name for name, target in targets.items() if not shapes[name] or sizes[name] != target.numel()]
+    filled, shapes, surplus = _placed(StoredNames(model), targets, tensors)
+    missing = [name for name in targets if name not in filled]
     if missing or surplus:
         given = ", ".join(f"{part}: {source.name}" for part, source in sources.items())
         what = f"{len(missing)} tensors of the model are in no source, {missing[0]} first" if missing else ""
@@ -214,8 +204,32 @@ def _entries(
     for name, target in targets.items():
         wide = not kept_wide.isdisjoint(name.split("."))
         form = target.dtype if not target.is_floating_point() else torch.float32 if wide else dtype
-        entries += [Entry(part, tensors[part], shape, form) for part, shape in shapes[name].items()]
+        entries += [Entry(part, tensors[part], shapes[part], form) for part in filled[name]]
     return entries
+
+
+def _placed(
+    stored: StoredNames, targets: dict[str, torch.Tensor], tensors: dict[str, Read]
+) -> tuple[dict[str, list[str]], dict[str, tuple[int, ...]], list[str]]:
+    """Of each tensor of the model, those on disk that are written in its place (all at the first one where several are
+    made of them); the shapes of these; and those that have no place."""
+    filled: dict[str, list[str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    surplus: list[str] = []
+    for place, names in stored.groups(tensors).items():
+        if not targets.keys() >= set(place.names) or not filled.keys().isdisjoint(place.names):
+            surplus += names
+        elif place.pattern is None:
+            filled[place.names[0]] = names[:1]
+            shapes[names[0]] = tuple(targets[place.names[0]].shape)
+            surplus += names[1:]
+        else:
+            own = {name: tuple(tensors[name]().shape) for name in names}
+            made = stored.shapes(own)
+            whole = [name for name in place.names if made.get(name) == tuple(targets[name].shape)]
+            filled |= {name: names if name == place.names[0] else [] for name in whole}
+            shapes |= own
+    return filled, shapes, surplus
 
 
 def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:

@@ -26,6 +26,7 @@ TILDE = "\ufdd1"
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 CORPUS_SIZE = 5_000
+BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -278,17 +279,22 @@ def _llamas_settings(proto: Any) -> dict[str, tuple[Any, tuple, str]]:
     }
 
 
+def control_tokens(added: Iterable[AddedToken]) -> list[str]:
+    """Spellings of the added tokens that user text must not become: those that are special, and those that look so
+    (`<think>`, `[INST]`, rinna's `<NL>`). The rest, runs of spaces and words of another language, are text."""
+    return [token.content for token in added if token.special or BRACKETED.fullmatch(token.content)]
+
+
 def _read_through_the_guard(backend: Tokenizer) -> Tokenizer:
-    """Special tokens are sought in the text as it was written; then the normalizer removes the guard, and a spelling
+    """Control tokens are sought in the text as it was written; then the normalizer removes the guard, and a spelling
     that it parted stays in parts."""
+    spellings = control_tokens(backend.get_added_tokens_decoder().values())
     state = json.loads(backend.to_str())  # added tokens cannot be changed in place
-    special = [token for token in state["added_tokens"] if token["special"]]
-    for token in special:
-        token["normalized"] = False
+    for token in state["added_tokens"]:
+        token["normalized"] = token["normalized"] and token["content"] not in spellings
     backend = Tokenizer.from_str(json.dumps(state))
     own = [step for step in (backend.normalizer,) if step is not None]
     backend.normalizer = normalizers.Sequence([normalizers.Replace(GUARD, ""), *own])
-    spellings = [token["content"] for token in special]
     if _can_spell(state["model"], spellings):
         own = [step for step in (backend.pre_tokenizer,) if step is not None]
         backend.pre_tokenizer = pre_tokenizers.Sequence([*own, _split_in_controls(spellings)])

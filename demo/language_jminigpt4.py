@@ -13,6 +13,7 @@
 """The language model's family: what its causal model does behind its base, and what keeps it from standing here."""
 
 import copy
+import functools
 import inspect
 from dataclasses import fields
 from typing import Any
@@ -36,7 +37,8 @@ class Family:
     own. This is no module: there is nothing in it to move, save or count.
 
     Attributes:
-        in_features (`int`), bias (`bool`): Of the family's head.
+        base_name (`str`), head_name (`str`): Of base and head in the family's causal model.
+        in_features (`int`), out_features (`int`), bias (`bool`): Of the family's head.
         is_plain (`bool`): The family multiplies with its head and does nothing else.
 
     Raises:
@@ -57,17 +59,23 @@ class Family:
         self.cache_name = next((name for name in (CACHE_NAME, "past_key_values") if name in arguments), "")
         table = type(language_model.get_input_embeddings())
         tables = [each for each in language_model.modules() if type(each) is table]
+        by_ids = sorted({type(each).__name__ for each in language_model.modules() if _needs_ids(type(each))})
         for refused, trait in (
             (base_name is None, f"is not built on {type(language_model).__name__}"),
             (type(head) is not nn.Linear or more, f"has more than a linear layer behind its base ({', '.join(more)})"),
             ("inputs_embeds" not in arguments, "takes no embeddings, which is what pictures are"),
             (len(tables) > 1 and table is not nn.Embedding, "looks every token up in two tables"),
             (not self.cache_name, "keeps no keys and values"),
+            (
+                by_ids,
+                f"looks tokens up by their ids behind its embeddings ({', '.join(by_ids)}), and a picture has none",
+            ),
         ):
             if refused:
                 raise self._refusal(trait)
-        self.in_features, self.bias, self._names = head.in_features, head.bias is not None, (base_name, head_name)
-        for name in self._names:
+        self.base_name, self.head_name = str(base_name), str(head_name)
+        self.in_features, self.out_features, self.bias = head.in_features, head.out_features, head.bias is not None
+        for name in (self.base_name, self.head_name):
             del self.shell._modules[name]
         try:
             probes = [self._probe(dtype, head, language_model) for dtype in (torch.float32, torch.bfloat16)]
@@ -97,9 +105,17 @@ class Family:
         or wrapped by an adapter."""
         # A new instance for each call: two threads, or two replicas of a model, share no head.
         family = object.__new__(type(self.shell))
-        parts = zip(self._names, (_Base(language_model, hidden_states), head), strict=True)
-        family.__dict__.update(self.shell.__dict__, _modules={**self.shell._modules, **dict(parts)})
+        parts = {self.base_name: _Base(language_model, hidden_states), self.head_name: head}
+        family.__dict__.update(self.shell.__dict__, _modules={**self.shell._modules, **parts})
         return family.forward(inputs_embeds=hidden_states, return_dict=True).logits
+
+
+@functools.cache
+def _needs_ids(kind: type[nn.Module]) -> bool:
+    """Whether a layer computes with hidden states and, beside them, cannot do without the tokens' ids."""
+    arguments = inspect.signature(kind.forward).parameters
+    needed = {name for name, argument in arguments.items() if argument.default is argument.empty}
+    return needed >= {"hidden_states", "input_ids"}
 
 
 class _Base:

@@ -1,18 +1,17 @@
 """Weights as they lie on disk, against the model that a configuration describes: none missing, none left over, each of
 its shape and finite."""
 
-import math
+import copy
 import re
-from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ..checkpoint import open_weights, read_weight_map
 from ..configuration_jminigpt4 import JMiniGPT4Config
@@ -21,25 +20,87 @@ from ..modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration
 FLOATING = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 
 
+class Place(NamedTuple):
+    """Where a tensor on disk goes to: names in memory, and the pattern by which transformers changes it on its way."""
+
+    names: tuple[str, ...]
+    pattern: str | None = None
+
+
 class StoredNames:
-    """Names that transformers finds on disk, as names of a model in memory."""
+    """Names that transformers finds on disk, as names of a model in memory, by transformers' own conversion mapping:
+    experts have a tensor each on disk and are merged while they are loaded, other families split one, or rename.
+
+    Attributes:
+        state (`dict`): Names in memory, and the tensors there.
+    """
 
     def __init__(self, model: PreTrainedModel):
         transforms = get_model_conversion_mapping(model)
-        self.names = set(model.state_dict())
-        self.renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-        self.converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        self.model, self.state = model, model.state_dict()
+        self._renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
 
     def in_memory(self, name: str) -> str:
         """Name in memory of a tensor on disk; one that the model does not have stays one that it does not have."""
-        return self.place(name)[0]
+        return self.place(name).names[0]
 
-    def place(self, name: str) -> tuple[str, bool]:
-        """The same, and whether it is changed or merged with others while it is loaded, as experts are."""
-        if name in self.names:
-            return name, False
-        target, merged = rename_source_key(name, self.renamings, self.converters)
-        return target, merged is not None
+    def place(self, name: str) -> Place:
+        """Where a tensor on disk goes to."""
+        target, pattern = rename_source_key(
+            name, self._renamings, self._converters, self.model.base_model_prefix, self.state
+        )
+        if target not in self.state and name in self.state:
+            return Place((name,))
+        if pattern is None:
+            return Place((target,))
+        first, *others = self._converter(pattern).target_patterns
+        return Place((target, *(target.replace(first, each) for each in others)), pattern)
+
+    def _converter(self, pattern: str) -> WeightConverter:
+        return next(each for each in self._converters if pattern in each.source_patterns)
+
+    def convert(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What transformers makes, in memory, of tensors on disk that go to one place and are changed on their way. On
+        the meta device it takes no memory, and tells the shapes.
+
+        Raises:
+            ValueError: One of them is missing, or of another shape than it has to be.
+        """
+        ordered = sorted(tensors, key=dot_natural_key)
+        places = [self.place(name) for name in ordered]
+        first = places[0].names[0]
+        converter = copy.deepcopy(self._converter(str(places[0].pattern)))
+        for name, place in zip(ordered, places, strict=True):
+            converter.add_tensor(first, name, str(place.pattern), cast(Any, tensors[name]))
+        try:
+            made = converter.convert(first, model=self.model, config=self.model.config)
+        except Exception as error:  # whatever its operations raise
+            raise ValueError(
+                f"{first} cannot be made of {ordered[0]} and {len(ordered) - 1} others: {_first_line(error)}"
+            ) from None
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+    def groups(self, names: Iterable[str]) -> dict[Place, list[str]]:
+        """Tensors on disk by where they go to; those that are merged stand together, under the first one's place."""
+        found: dict[tuple[tuple[str, ...], bool], tuple[Place, list[str]]] = {}
+        for name in names:
+            place = self.place(name)
+            found.setdefault((place.names, place.pattern is None), (place, []))[1].append(name)
+        return dict(found.values())
+
+    def shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes in memory, by name, of tensors on disk that go to one place and are changed on their way; none where
+        they cannot be converted."""
+        try:
+            made = self.convert({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        except ValueError:
+            return {}
+        return {name: tuple(tensor.shape) for name, tensor in made.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 class StoredTensor(NamedTuple):
@@ -123,25 +184,34 @@ def weight_problems(model: JMiniGPT4ForConditionalGeneration, tensors: dict[str,
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     stored = StoredNames(model)
-    found = {name: stored.place(name) for name in tensors}
-    present = {in_memory for in_memory, _ in found.values()}
-    merged: Counter[str] = Counter()
+    groups = stored.groups(tensors)
+    present = {name for place in groups for name in place.names}
     ignored = "|".join(model._keys_to_ignore_on_load_unexpected or ()) or r"(?!)"
     problems = [f"The weights lack {name}." for name in expected if name not in present]
-    for name, (in_memory, is_part) in found.items():
-        if in_memory not in expected:
-            if not re.search(ignored, in_memory):
-                problems.append(f"The weights hold {name}, which the configured model does not have.")
-            continue
-        shape, tensor = tuple(expected[in_memory].shape), expected[in_memory]
-        if is_part:
-            merged[in_memory] += math.prod(tensors[name].shape)
-        elif tensors[name].shape != shape:
-            problems.append(f"{name} is {tensors[name].shape}; the configuration says {shape}.")
-        elif tensors[name].is_floating != tensor.is_floating_point():
-            problems.append(f"{name} is not stored as the floating point numbers or integers that it consists of.")
-    parts = (name for name, size in merged.items() if size != expected[name].numel())
-    return problems + [f"The weights hold more or fewer parts than {name} is merged of." for name in parts]
+    for place, parts in groups.items():
+        if not expected.keys() >= set(place.names):
+            surplus = [name for name in parts if not re.search(ignored, place.names[0])]
+            problems += [f"The weights hold {name}, which the configured model does not have." for name in surplus]
+        elif place.pattern is None:
+            problems += [
+                problem for name in parts if (problem := _misfit(name, tensors[name], expected[place.names[0]]))
+            ]
+        else:
+            made = stored.shapes({name: tensors[name].shape for name in parts})
+            problems += [
+                f"The weights hold more or fewer parts than {name} is made of."
+                for name in place.names
+                if made.get(name) != tuple(expected[name].shape)
+            ]
+    return problems
+
+
+def _misfit(name: str, tensor: StoredTensor, expected: torch.Tensor) -> str | None:
+    if tensor.shape != tuple(expected.shape):
+        return f"{name} is {tensor.shape}; the configuration says {tuple(expected.shape)}."
+    if tensor.is_floating != expected.is_floating_point():
+        return f"{name} is not stored as the floating point numbers or integers that it consists of."
+    return None
 
 
 def finite_problems(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:

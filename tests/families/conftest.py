@@ -1,16 +1,22 @@
-"""Tiny language models of every causal family of transformers, and the table that their tests write."""
+"""Tiny language models of every causal family of transformers, tokenizers for them, and the table that their tests
+write."""
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
 import transformers
-from transformers import PreTrainedConfig
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto import CONFIG_MAPPING
 
+from jminigpt4.convert import assemble
+
 TABLE = Path(__file__).parents[2] / "docs" / "language-models.md"
-VOCABULARY = 99
+WORDS = 300
+VOCABULARY = WORDS  # exactly full: the image token gets a row of its own
 
 # What the families call the sizes that make a model small; each takes the names that its configuration has.
 SIZES = {
@@ -173,6 +179,105 @@ def make_family_config():
     return family_config
 
 
+CORPUS = (
+    "犬が走っています。",
+    "何が写っていますか？",
+    "赤い車と青い車",
+    "a red dog",
+    "What is in this picture?",
+    "This is",
+) * 8
+CONTROLS = ["<pad>", "<s>", "</s>", "<unk>", "<|endoftext|>", "[CLS]", "<NL>", "<think>"]
+
+
+def _byte_level() -> Tokenizer:
+    """As GPT-2, Llama 3 and Qwen have it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=WORDS, special_tokens=CONTROLS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def _unigram() -> Tokenizer:
+    """As transformers makes it of a SentencePiece model: T5's and XGLM's; unknown characters are `<unk>`."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=WORDS,
+        special_tokens=CONTROLS,
+        unk_token="<unk>",
+        initial_alphabet=list("<>[]/|"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*CORPUS, "< > [ ] / | NL CLS s pad think endoftext unk ImageHere"], trainer)
+    return tokenizer
+
+
+def _wordpiece() -> Tokenizer:
+    """As BERT's Japanese and English models have it: lower case, accents removed, punctuation by itself."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=WORDS, special_tokens=CONTROLS, show_progress=False)
+    tokenizer.train_from_iterator([*CORPUS, "< > [ ] / | nl cls s pad think endoftext unk imagehere"], trainer)
+    return tokenizer
+
+
+def _with_two_that_are_not_special(tokenizer: Tokenizer) -> Tokenizer:
+    """As rinna's `<NL>` and Qwen3's `<think>`: tokens added to the vocabulary that transformers does not call special;
+    the second is sought in normalised text."""
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] not in ("<NL>", "<think>")
+        token["normalized"] = token["content"] == "<think>"
+    return Tokenizer.from_str(json.dumps(state))
+
+
+TOKENIZERS = {"byte-level": _byte_level, "unigram": _unigram, "wordpiece": _wordpiece}
+
+
+@pytest.fixture(scope="session")
+def save_tokenizer(tmp_path_factory):
+    """`save_tokenizer(kind, folder)`: a tokenizer of at most 300 words beside a language model."""
+    made: dict[str, PreTrainedTokenizerFast] = {}
+
+    def save(kind: str, folder: Path):
+        if kind not in made:
+            made[kind] = PreTrainedTokenizerFast(
+                tokenizer_object=_with_two_that_are_not_special(TOKENIZERS[kind]()),
+                **{"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+            )
+        made[kind].save_pretrained(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def image_side(reference, tmp_path_factory) -> Path:
+    """A checkpoint whose language model is to be swapped: two layers of image encoder, 8 query tokens a picture."""
+    folder = tmp_path_factory.mktemp("image_side") / "checkpoint"
+    assemble(
+        vision=reference / "checkpoints" / "eva_vit_g.pth",
+        qformer=reference / "checkpoints" / "blip2_pretrained_flant5xxl.pth",
+        language=reference / "llm",
+        out=folder,
+        prompt_format="article-3.6b",
+        vision_heads=4,
+        qformer_heads=4,
+        prove_equal=False,
+        progress=False,
+    )
+    return folder
+
+
 def read_table() -> tuple[list[str], dict[str, list[str]]]:
     """Versions of transformers in the table's head, and its cells by family."""
     text = TABLE.read_text(encoding="utf-8")
@@ -201,7 +306,7 @@ def pytest_sessionfinish(session):
     text = TABLE.read_text(encoding="utf-8")
     versions, rows = read_table()
     columns = {version: {f: cells[at] for f, cells in rows.items()} for at, version in enumerate(versions)}
-    columns[transformers.__version__] = results
+    columns[transformers.__version__] = {**columns.get(transformers.__version__, {}), **results}
     newest_last = sorted(columns, key=lambda version: [int(part) for part in version.split(".")[:3]])
     lines = [f"| `model_type` | {' | '.join(newest_last)} |", "|---" * (len(columns) + 1) + "|"]
     for family in sorted({family for column in columns.values() for family in column}):
