@@ -374,7 +374,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         return JMiniGPT4ModelOutputWithPast(**returned, image_hidden_states=image_hidden_states, image_outputs=images)
 
 
-def _text_labels(labels: torch.LongTensor, image_token_id: int) -> torch.Tensor:
+def _text_labels(labels: Any, image_token_id: int) -> Any:
     """Labels in which nothing is to be learnt where a picture stands."""
     return labels.masked_fill(labels == image_token_id, -100)
 

@@ -531,7 +531,8 @@ class JMiniGPT4Processor(ProcessorMixin):
                 if expected != given:
                     raise ValueError(
                         f"{name} has {expected} placeholders {self.image_token} but {given} pictures were given: "
-                        "write one placeholder for every picture."
+                        f"write one placeholder for every picture. The total number of {self.image_token} tokens in "
+                        "the prompts should be the same as the number of images passed."
                     )
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
 

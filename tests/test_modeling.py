@@ -342,6 +342,7 @@ def test_freeze_trains_the_projection_only(make_model, pixel_values):
     assert model.model.qformer.training and model.model.language_model.training
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_gradient_checkpointing_recomputes_and_agrees(make_model, pixel_values):
     gradients, calls = [], []
     for checkpointing in (False, True):

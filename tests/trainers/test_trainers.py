@@ -82,6 +82,23 @@ def test_sft(run_section):
 
 
 @pytest.mark.trl
+def test_sft_of_whole_conversations_learns_no_image_tokens(run_section):
+    """TRL's default: every token is a label. Its fused head takes the place of the model's `forward`."""
+    from trl import SFTConfig, SFTTrainer
+    from trl.chat_template_utils import is_chat_template_stop_token_trained
+
+    names = run_section("TRL: SFTTrainer")
+    processor, arguments = names["processor"], SFTConfig("out", **names["settings"])
+    assert is_chat_template_stop_token_trained(processor)
+    trainer = SFTTrainer(names["model"], arguments, train_dataset=names["data"], processing_class=processor)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert (batch["labels"] == processor.image_token_id).sum() == 2 * processor.num_query_tokens
+    is_text = (batch["labels"] != -100) & (batch["labels"] != processor.image_token_id)
+    scored = trainer.model(**batch, fused_lm_head=True).label_mask
+    assert torch.equal(scored, is_text[:, 1:])
+
+
+@pytest.mark.trl
 def test_dpo(run_section):
     names = run_section("TRL: DPOTrainer")
     assert math.isclose(names["losses"][0], math.log(2), abs_tol=1e-5)
