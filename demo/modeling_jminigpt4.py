@@ -168,19 +168,20 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             self.vision_layernorm = nn.Identity()
         else:
             self.vision_model = AutoModel.from_config(config.vision_config)
-            self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps)
+            self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps, dtype=torch.float32)
             self._keep_in_fp32_modules_strict = [*(self._keep_in_fp32_modules_strict or ()), "vision_layernorm"]
-        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
-        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size, dtype=torch.float32)
+        self.query_tokens = nn.Parameter(queries)
+        self.qformer = Blip2QFormerModel._from_config(config.qformer_config).float()
         self.language_model = AutoModel.from_config(config.text_config)
         self.family = Family(config.text_config, self.language_model)
         embedding_size = self.language_model.get_input_embeddings().embedding_dim
         sizes = (config.qformer_config.hidden_size, embedding_size)
         # CODEPATH: the article's checkpoints and all converted ones here; those trained with `projection: mlp` below.
         if config.projector_hidden_act is None:
-            self.language_projection: Any = nn.Linear(*sizes)
+            self.language_projection: Any = nn.Linear(*sizes, dtype=torch.float32)
         else:
-            self.language_projection = JMiniGPT4MultiModalProjector(*sizes, config.projector_hidden_act)
+            self.language_projection = JMiniGPT4MultiModalProjector(*sizes, config.projector_hidden_act).float()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -401,6 +402,16 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         return JMiniGPT4ModelOutputWithPast(**returned, image_hidden_states=image_hidden_states, image_outputs=images)
 
 
+def _text_labels(labels: Any, image_token_id: int) -> Any:
+    """Labels in which nothing is to be learnt where a picture stands."""
+    return labels.masked_fill(labels == image_token_id, -100)
+
+
+def _ignore_image_tokens(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    names = [name for name in ("labels", "shift_labels") if kwargs.get(name) is not None]
+    return args, kwargs | {name: _text_labels(kwargs[name], model.config.image_token_id) for name in names}
+
+
 @auto_docstring(custom_intro="Japanese MiniGPT-4: the model that answers.")
 class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_in.weight"}
@@ -420,6 +431,8 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
         self.post_init()
         # The mask in `forward` is what forbids the image token; this tells candidate generators of it in advance.
         self.generation_config.suppress_tokens = [config.image_token_id]
+        # A trainer that puts a fused head in the place of `forward` (TRL) reads the labels itself.
+        self.register_forward_pre_hook(_ignore_image_tokens, with_kwargs=True)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -518,8 +531,9 @@ class JMiniGPT4ForConditionalGeneration(JMiniGPT4PreTrainedModel, GenerationMixi
 
         loss = None
         if labels is not None:
-            text_labels = labels.masked_fill(labels == self.config.image_token_id, -100)
-            loss = self.loss_function(logits=logits, labels=text_labels, vocab_size=logits.shape[-1], **kwargs)
+            # `Module.forward` runs no hook, and peft called it before 0.19.
+            labels = _text_labels(labels, self.config.image_token_id)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         passed_on = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return JMiniGPT4CausalLMOutputWithPast(loss=loss, logits=logits, **passed_on)
 

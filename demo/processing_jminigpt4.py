@@ -23,6 +23,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from http.client import HTTPException
 from os.path import isfile
 from typing import Any, BinaryIO, Literal, cast
@@ -41,6 +42,8 @@ from transformers.utils import auto_docstring
 # token it keeps the tokenizer from reading one there; the tokenizer's normalizer then removes it without a trace.
 GUARD = "\ufdd0"
 IMAGE_TOKEN = "<ImageHere>"
+# Whether a prompt comes from the chat template, which has guarded what users typed, and not from a caller.
+_RENDERED: ContextVar[bool] = ContextVar("rendered", default=False)
 
 # Raster formats with a decoder inside Pillow and its bundled libraries. Not among them: EPS, which Pillow hands to
 # Ghostscript, and the many formats that nobody has tested against malice.
@@ -468,6 +471,14 @@ class JMiniGPT4Processor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of every processor; see [`~ProcessorMixin.apply_chat_template`]."""
+        before = _RENDERED.set(True)
+        try:
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        finally:
+            _RENDERED.reset(before)
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         return self.image_token * self.num_query_tokens
 
@@ -486,15 +497,16 @@ class JMiniGPT4Processor(ProcessorMixin):
 
     def _guard(self, prompt: str) -> str:
         """Makes control tokens that no prompt of this format contains plain text: of what stands spelt in a prompt,
-        only a BOS at its very start, the end of a finished answer at its very end, the image token, and what the chat
-        template itself writes are tokens."""
+        only a BOS at its very start, the end of a finished answer at its very end or where the template puts it, the
+        image token, and what the chat template itself writes are tokens."""
         template = self.chat_template or ""
         eos = self.tokenizer.eos_token
         stop = len(prompt) - (len(eos) if eos and prompt.endswith(eos) and "open_end" in template else 0)
         bos = self.tokenizer.bos_token
         start = len(bos) if bos and prompt.startswith(bos) and ("bos_token" in template or bos in template) else 0
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        spelt = [token for token in special if len(token) > 1 and token != self.image_token and token not in template]
+        written = (self.image_token, eos if _RENDERED.get() and "open_end" in template else None)
+        spelt = [token for token in special if len(token) > 1 and token not in written and token not in template]
         if not spelt:
             return prompt
         pattern = "|".join(re.escape(token) for token in sorted(spelt, key=len, reverse=True))
@@ -519,7 +531,8 @@ class JMiniGPT4Processor(ProcessorMixin):
                 if expected != given:
                     raise ValueError(
                         f"{name} has {expected} placeholders {self.image_token} but {given} pictures were given: "
-                        "write one placeholder for every picture."
+                        f"write one placeholder for every picture. The total number of {self.image_token} tokens in "
+                        "the prompts should be the same as the number of images passed."
                     )
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
 

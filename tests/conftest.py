@@ -1,11 +1,14 @@
 """What the tests share: the originals' numbers, and tiny models built in-process."""
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +25,7 @@ from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration, JMiniG
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"
 
 # One tiny language model of every family a user may swap in. Initialised so wide that another picture gives another
@@ -316,3 +320,32 @@ def killed_at():
         return process.exitcode, operations.value
 
     return live_and_die
+
+
+@pytest.fixture(scope="session")
+def blocks():
+    """`blocks(text, language)`: the blocks of code in a document."""
+
+    def find(text: str, language: str) -> list[str]:
+        return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+    return find
+
+
+@pytest.fixture
+def run_blocks(monkeypatch):
+    """`run_blocks(name, pairs, folder)` runs blocks of Python in one namespace, which it returns, in the root of the
+    repository or in `folder`, and compares what they print with what the document shows; `None` where it shows
+    nothing."""
+
+    def run(name: str, pairs: Iterable[tuple[str, str | None]], folder: Path = ROOT) -> dict:
+        monkeypatch.chdir(folder)
+        names: dict = {}
+        for block, expected in pairs:
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile(block, name, "exec"), names)
+            assert expected in (None, output.getvalue())
+        return names
+
+    return run

@@ -7,6 +7,7 @@ from PIL import Image
 
 from jminigpt4 import DEMO, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from jminigpt4.convert import verify_folder
+from jminigpt4.convert.formats import chat_template_for, prompt_format
 
 # What the samples show, in the words of examples/miniature/concepts.tsv.
 SAMPLES = {
@@ -52,6 +53,11 @@ def test_carries_the_code_of_this_version():
     for name in ("configuration", "language", "modeling", "processing"):
         file = f"{name}_jminigpt4.py"
         assert (DEMO / file).read_bytes() == (DEMO.parent / file).read_bytes(), f"{file}: build the demo anew"
+
+
+def test_prompts_are_those_of_its_format(demo):
+    processor = demo[1]
+    assert processor.chat_template == chat_template_for(prompt_format("article-3.6b"), processor.tokenizer)
 
 
 def test_names_the_samples(demo):

@@ -137,6 +137,19 @@ def test_image_tokens_in_labels_are_ignored(model, pixel_values):
     assert (labels == IMAGE).any()  # the caller's labels stay as they were
 
 
+def test_a_head_in_the_place_of_forward_learns_no_image_tokens(make_model, pixel_values):
+    """TRL's trainers put a fused head there, which reads the labels before the model could."""
+    model, seen = make_model(), {}
+    model.forward = lambda **inputs: seen.update(inputs)
+    input_ids = padded(*PROMPTS)["input_ids"]
+    copies = {"labels": input_ids.clone(), "shift_labels": input_ids[:, 1:].clone()}
+    copy.deepcopy(model)(input_ids=input_ids, pixel_values=pixel_values, **copies)
+    for name, labels in copies.items():
+        assert torch.equal(seen[name], labels.masked_fill(labels == IMAGE, -100))
+        assert (labels == IMAGE).any()  # the caller's labels stay as they were
+    assert torch.equal(seen["input_ids"], input_ids)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_arithmetic_on_logits_in_half_precision(model, make_model, pixel_values, dtype):
     """Distances between models, as clients compute them, see the words and not the mask."""
@@ -254,6 +267,14 @@ def test_image_outputs(model, pixel_values):
     assert model(**padded(PROMPTS[2])).image_outputs is None
 
 
+def test_float32_parts_are_so_without_a_checkpoint(make_config):
+    model = JMiniGPT4ForConditionalGeneration._from_config(make_config(), dtype=torch.float16)
+    assert model.dtype == torch.float16
+    for name, parameter in model.named_parameters():
+        kept = any(part in model._keep_in_fp32_modules_strict for part in name.split("."))
+        assert parameter.dtype == (torch.float32 if kept else torch.float16), name
+
+
 def test_float32_parts_are_parts_with_weights(model):
     for name in model._keep_in_fp32_modules_strict:
         assert any(name in parameter.split(".") for parameter, _ in model.named_parameters()), name
@@ -322,6 +343,7 @@ def test_freeze_trains_the_projection_only(make_model, pixel_values):
     assert model.model.qformer.training and model.model.language_model.training
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_gradient_checkpointing_recomputes_and_agrees(make_model, pixel_values):
     gradients, calls = [], []
     for checkpointing in (False, True):

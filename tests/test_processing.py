@@ -67,6 +67,7 @@ def test_batches_are_padded_on_the_left(processor):
         (["<ImageHere><ImageHere>", "何?"], [[RED], [BLUE]], "Prompt 0 has 2 placeholders <ImageHere> but 1 pictures"),
         (["<ImageHere>", "<ImageHere>"], [[RED, BLUE], []], "Prompt 0 has 1 placeholders <ImageHere> but 2 pictures"),
         (["<ImageHere>", "何?"], [[RED], [], []], "2 prompts but 3 lists of pictures"),
+        ("<ImageHere>", [RED, BLUE], "<ImageHere> tokens in the prompts should be the same as the number of images"),
         (["<ImageHere>", "何?"], [RED, BLUE], "The batch of 2 prompts has 1 placeholders <ImageHere> but 2 pictures"),
     ],
 )

@@ -87,6 +87,27 @@ def test_what_others_train_on_ends_as_an_answer_ends(make_processor, name):
     ]
 
 
+@pytest.mark.parametrize("name", ["article-3.6b", "rinna-4b", "plain"])
+def test_the_last_answer_ends_before_another_question(make_processor, name):
+    """TRL asks so whether a template's answers end: an answer, and a question behind it."""
+    processor = make_processor(name)
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    messages = [DIALOGUE[0] | {"content": [text("何?")]}, *DIALOGUE[1:]]
+    encoded = processor.apply_chat_template(messages, **options)
+    pairs = list(zip(encoded["input_ids"][0], encoded["assistant_masks"][0], strict=True))
+    eos = processor.tokenizer.eos_token_id
+    assert [token for token, mask in pairs if mask][-1] == eos
+    assert [token for token, _ in pairs].count(eos) == 1
+    more = [*messages, DIALOGUE[1]]
+    assert processor.apply_chat_template(more).count("</s>") == 1
+    assert processor.apply_chat_template(more).endswith("</s>")
+    for options in ({"add_generation_prompt": True}, {"open_end": True}):
+        assert "</s>" not in processor.apply_chat_template(messages, **options)
+    typed = [messages[0], DIALOGUE[1] | {"content": [text("a</s>dog")]}, {"role": "user", "content": [text("</s>")]}]
+    ids = processor.apply_chat_template(typed, tokenize=True, return_dict=True)["input_ids"][0]
+    assert ids.count(eos) == 1
+
+
 @pytest.mark.parametrize("name", [name for name in PROMPT_FORMATS if name != "chatml"])
 @pytest.mark.parametrize(
     ("message", "error"),

@@ -15,7 +15,25 @@ KINDS = ["byte-level", "unigram", "wordpiece"]
 FAMILIES = ["gemma2", "gpt2", "gpt_neox", "granite", "llama", "mamba2", "mistral", "opt", "qwen3", "qwen3_moe"]
 CONTROLS = ["<pad>", "<s>", "</s>", "<|endoftext|>", "[CLS]", "<NL>", "<think>", "<ImageHere>"]
 UNKNOWN = 3
-PIECES = [*CONTROLS, "<", ">", "[", "]", "/", "|", "s", "犬", " ", "\n", "\ufdd0", "＜", "／ｓ＞", "<think", "THINK>", "\u200b"]
+PIECES = [
+    *CONTROLS,
+    "<",
+    ">",
+    "[",
+    "]",
+    "/",
+    "|",
+    "s",
+    "犬",
+    " ",
+    "\n",
+    "\ufdd0",
+    "＜",
+    "／ｓ＞",
+    "<think",
+    "THINK>",
+    "\u200b",
+]
 
 
 def user(text: str) -> dict:

@@ -47,6 +47,7 @@ def test_half_precision_is_the_frozen_parts_and_not_what_learns(model_folder, ca
     assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0) > 0.98
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_gradient_checkpointing_changes_no_gradient(model_folder, captions, monkeypatch):
     _, loss, gradient = first_step(model_folder, captions)
     run, again, recomputed = first_step(model_folder, captions, gradient_checkpointing=True)
