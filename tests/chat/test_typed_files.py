@@ -78,6 +78,7 @@ def test_a_file_dragged_in(folder, name, typed, question):
     ],
 )
 def test_several_files_and_questions(folder, line, names, question):
+    (folder / "my").touch()  # the longest name that exists is meant
     expected = [name.replace("D", str(folder)) for name in names]
     assert typed_pictures(line.replace("D", str(folder))) == (expected, question)
 
