@@ -20,6 +20,7 @@ EXTRAS = {
         *("sacrebleu[ja]", "unidic-lite"),
     ],
     "gguf": ["gguf>=0.19"],
+    "heic": ["pillow-heif>=1"],
     "llm": ["llm>=0.36"],
 }
 DEV = ["hypothesis", "openai>=1.98", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]

@@ -1,12 +1,16 @@
 """The verbs `chat`, `serve` and `serve-command` of the command line."""
 
+import contextlib
 import math
 import os
 import re
+from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from .texts import Language, explained, terminal_language
 
 
 def chat(
@@ -51,46 +55,100 @@ def chat(
         Path | None,
         typer.Option(metavar="FILE", help="The language model by llama.cpp, from this file of convert --to gguf."),
     ] = None,
-    host: Annotated[str, typer.Option(help="With --web: address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="With --web: port to listen on.")] = 7860,
+    host: Annotated[
+        str | None, typer.Option(help="With --web: address to listen on; this machine alone by default.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="With --web: port to listen on; 7860 by default.")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD",
+            help="With --web: what visitors have to log in with; or the environment variable JMINIGPT4_AUTH, which "
+            "other users of the machine do not see.",
+        ),
+    ] = None,
 ):
     """Show pictures and talk about them in Japanese: one question, a conversation, a pipe of lines, or a web page."""
-    from .settings import Settings
+    with _errors_in(terminal_language()):
+        model, question = model_and_question(words or [])
+        _check_port(port or 0)
+        if temperature is not None and not math.isfinite(temperature):
+            raise ValueError(f"--temperature must be a finite number, got {temperature}.")
+        if web:
+            not_there = {"a QUESTION": question, "--image": image, "--load": load, "--json": as_json}
+            _refuse({**not_there, "--allow-addresses": allow_addresses}, "--web takes no")
+        else:
+            _refuse({"--host": host, "--port": port, "--auth": auth}, "Only --web takes")
+        if sample is False:
+            _refuse({"--temperature": temperature, "--top-p": top_p, "--seed": seed}, "--greedy takes no")
+        from .settings import Settings
 
-    _check_port(port)
-    if temperature is not None and not math.isfinite(temperature):
-        raise ValueError(f"--temperature must be a finite number, got {temperature}.")
-    model, question = model_and_question(words or [])
+        settings = Settings(
+            model=model,
+            question=question,
+            images=image or [],
+            as_json=as_json,
+            persona=persona,
+            examples=examples,
+            transcript=load,
+            options=_generation_options(sample, temperature, top_p, max_new_tokens),
+            seed=seed,
+            allow_addresses=allow_addresses,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            gguf=gguf,
+        )
+        if web:
+            from .web import serve_page
+
+            login = user_and_password(auth or os.environ.get("JMINIGPT4_AUTH") or None)
+            serve_page(settings, host or "127.0.0.1", 7860 if port is None else port, login)
+        else:
+            from .terminal import converse
+
+            converse(settings)
+
+
+def _generation_options(
+    sample: bool | None, temperature: float | None, top_p: float | None, max_new_tokens: int | None
+) -> dict[str, Any]:
     options = {
         "do_sample": True if sample is None and (temperature or top_p) else sample,
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
     }
-    settings = Settings(
-        model=model,
-        question=question,
-        images=image or [],
-        as_json=as_json,
-        persona=persona,
-        examples=examples,
-        transcript=load,
-        options={name: value for name, value in options.items() if value is not None},
-        seed=seed,
-        allow_addresses=allow_addresses,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        gguf=gguf,
-    )
-    if web:
-        from .web import serve_page
+    return {name: value for name, value in options.items() if value is not None}
 
-        serve_page(settings, host, port)
-    else:
-        from .terminal import converse
 
-        converse(settings)
+def _refuse(options: dict[str, Any], why: str):
+    """Options that would not be obeyed are an error, not ignored."""
+    given = [option for option, value in options.items() if not (value is None or value is False or value == [])]
+    if given:
+        raise ValueError(f"{why} {given[0]}.")
+
+
+@contextlib.contextmanager
+def _errors_in(language: Language) -> Generator[None]:
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(explained(error, language)) from error
+
+
+def user_and_password(auth: str | None) -> tuple[str, str] | None:
+    """`USER:PASSWORD` taken apart at its first colon; `None` where there is none.
+
+    Raises:
+        ValueError: One of them is missing. The value, which may hold the password, is not repeated.
+    """
+    if auth is None:
+        return None
+    user, _, password = auth.partition(":")
+    if not user.strip() or not password:
+        raise ValueError("--auth is USER:PASSWORD, and one of them is missing.")
+    return user.strip(), password
 
 
 def model_and_question(words: list[str]) -> tuple[str | None, str | None]:

@@ -8,7 +8,7 @@ import llm
 from llm.parts import AttachmentPart, Message, TextPart
 from pydantic import Field
 
-KINDS = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "avif", "x-portable-pixmap")
+KINDS = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "avif", "x-portable-pixmap", "heic", "heif")
 
 
 @llm.hookimpl

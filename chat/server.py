@@ -20,17 +20,15 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from .completions import ChatCompletions, Ending, PreparedRequest
+from .web_guard import HostGuard, Receive, Scope, Send
 
 Result = TypeVar("Result")
-# Asynchronous Server Gateway Interface, version 3.
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,22 @@ class ChatServer:
         name: What clients call it.
         api_key: What they have to send as bearer token; `None` for no such key.
         limits: What they may take.
+        host: Where it listens: on a loopback address, requests for other hosts are refused.
     """
 
-    def __init__(self, completions: ChatCompletions, name: str, api_key: str | None, limits: ServingLimits):
+    def __init__(
+        self,
+        completions: ChatCompletions,
+        name: str,
+        api_key: str | None,
+        limits: ServingLimits,
+        host: str = "127.0.0.1",
+    ):
         self._completions = completions
         self._name = name
         self._api_key = api_key
         self._limits = limits
+        self._host = host
         self._started = int(time.time())
         self._requests = 0
         self._answers: set[asyncio.Future[None]] = set()
@@ -129,7 +136,14 @@ class ChatServer:
         routes = [Route("/health", health), Route("/v1/models", models)]
         # An ASGI application, not a function: it sends by itself, and knows when the client hangs up.
         routes.append(Route("/v1/chat/completions", self, methods=["POST"]))
-        return Starlette(routes=routes, exception_handlers={HTTPException: refuse, Refusal: refuse})
+        elsewhere = Refusal(421, "The request is for another host than this server.")
+        guard: Any = HostGuard
+        answer = JSONResponse(elsewhere.body(), elsewhere.status)
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(guard, listening=self._host, refusal=lambda headers: answer)],
+            exception_handlers={HTTPException: refuse, Refusal: refuse},
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         request, reply = Request(scope, receive), Reply(send)

@@ -14,6 +14,7 @@ from ..configuration_jminigpt4 import AUTO_MAP
 from ..extras import install_command
 from ..inference.loading import checkpoint_config, load_checkpoint
 from .completions import ChatCompletions
+from .settings import served_name
 
 if TYPE_CHECKING:
     import uvicorn
@@ -42,7 +43,7 @@ def serve_checkpoint(
         ImportError: The packages that serve are not installed.
     """
     with _bound_socket(host, port) as listening:
-        server = build_server(model, device, dtype, api_key, timeout)
+        server = build_server(model, device, dtype, api_key, timeout, host)
         address = f"[{host}]" if ":" in host else host
         print(
             f"http://{address}:{listening.getsockname()[1]}/v1 serves {served_name(model)}  (Ctrl-C ends)",
@@ -53,7 +54,12 @@ def serve_checkpoint(
 
 
 def build_server(
-    model: str | None, device: str, dtype: str, api_key: str | None = None, timeout: float = 300.0
+    model: str | None,
+    device: str,
+    dtype: str,
+    api_key: str | None = None,
+    timeout: float = 300.0,
+    host: str = "127.0.0.1",
 ) -> "uvicorn.Server":
     """The server of [`serve_checkpoint`], not yet running, its model loaded."""
     try:
@@ -63,14 +69,8 @@ def build_server(
     if api_key == "":
         raise ValueError("The API key is empty: leave it out, or choose one.")
     loaded = load_checkpoint(model or DEMO, None if device == "auto" else device, None if dtype == "auto" else dtype)
-    served = ChatServer(ChatCompletions(*loaded), served_name(model), api_key, ServingLimits(timeout=timeout))
+    served = ChatServer(ChatCompletions(*loaded), served_name(model), api_key, ServingLimits(timeout=timeout), host)
     return served.server(access_log=False, log_level="error", server_header=False)
-
-
-def served_name(model: str | None) -> str:
-    """What clients call the model: the folder's name, not its path, or the name on the Hub."""
-    folder = Path(model or DEMO).expanduser()
-    return folder.resolve().name if folder.is_dir() else str(model)
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:

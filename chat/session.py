@@ -7,7 +7,7 @@ is cropped to what the old list and the new one have in common, and only the res
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class ChatSession:
         turns, options = self._append(question, self._pictures(images), options)
         return self._answer(turns, options, streamer=None).answer
 
-    def stream(self, question: str, images: Sequence[Any] = (), **options: Any) -> Iterator[str]:
+    def stream(self, question: str, images: Sequence[Any] = (), **options: Any) -> Generator[str]:
         """Asks and yields the answer as it is generated, in pieces that are never taken back; see [`ask`].
 
         Leaving the iteration early stops the model; what was generated until then stays in the conversation.
@@ -169,6 +169,11 @@ class ChatSession:
     def examples(self) -> Messages:
         """The few-shot examples before the conversation, in the format of `apply_chat_template`."""
         return messages_of(None, self._examples)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether a picture was shown anywhere in the conversation; those of the examples do not count."""
+        return any(turn.pictures for turn in self.turns)
 
     def undo(self) -> Turn:
         """Takes the last turn back and returns it.

@@ -15,6 +15,7 @@ from .pictures import PictureLimits, open_file, open_url
 from .session import ChatSession
 from .transcript import load_transcript, read_transcript
 from .turns import Turn
+from .typed_files import local_name
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Settings:
         as_json: One JSON object for each answer instead of text.
         persona: System text.
         examples: Transcript whose turns are few-shot examples.
-        transcript: Transcript to go on with.
+        transcript: Transcript to go on with; its system text is the persona where none is given.
         options: Arguments of `generate`.
         seed: Seed of sampling.
         allow_addresses: Whether pictures may be named by http and https addresses.
@@ -65,19 +66,29 @@ class Settings:
         session = ChatSession(model, processor, self.persona, examples, on_forget)
         if self.transcript:
             load_transcript(session, self.transcript)
+            if self.persona is not None:  # which was asked for, whoever the model was before
+                session.persona = self.persona
         return session
 
     def open_picture(self, name: str, max_pixels: int) -> Image.Image:
-        """A picture of the user's own machine or, where addresses are allowed, of any other.
+        """A picture of the user's own machine, by path or `file:` address, or, where addresses are allowed, of any
+        other.
 
         Raises:
             ValueError, OSError: As `open_file` and `open_url`, or addresses are not allowed.
         """
-        if "://" not in name:
-            return open_file(user_path(name), PictureLimits(max_bytes=200_000_000, max_pixels=max_pixels))
+        path = local_name(name)
+        if "://" not in path:
+            return open_file(user_path(path), PictureLimits(max_bytes=200_000_000, max_pixels=max_pixels))
         if not self.allow_addresses:
             raise ValueError(f"{name} is an address: pictures are fetched with --allow-addresses only.")
         return open_url(name, PictureLimits())
+
+
+def served_name(model: str | None) -> str:
+    """What others call a model: the folder's name, not its path, or the name on the Hub."""
+    folder = user_path(model or DEMO)
+    return folder.resolve().name if folder.is_dir() else str(model)
 
 
 def check_text(text: str, what: str):

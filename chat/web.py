@@ -1,6 +1,8 @@
 """The conversation as a web page: gradio's chat interface on `ChatSession`, one session for each visitor."""
 
+import html
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -16,47 +18,42 @@ from PIL import Image
 from .. import DEMO
 from ..extras import install_command
 from ..inference.answering import MAX_NEW_TOKENS
+from ..processing_jminigpt4 import reads_heic
+from .page_texts import TRANSLATIONS, head
 from .pictures import PictureLimits, open_bytes
 from .session import ChatSession
-from .settings import Settings
+from .settings import Settings, served_name
+from .texts import NO_PICTURE, Language, browser_language, explained, phrase, terminal_language
 from .turns import Turn
+from .web_guard import PAGE_HEADERS, HeaderAdder, HostGuard
 
 if TYPE_CHECKING:
     import gradio
 
-TEXTS = {
-    "ja": {
-        "about": "絵や写真を見せて、日本語で話しましょう。",
-        "placeholder": "絵を入れて、質問してください",
-        "settings": "設定",
-        "sample": "毎回ちがう答え（サンプリング）",
-        "temperature": "温度（高いほど自由に）",
-        "top_p": "top-p（低いほど手堅く）",
-        "length": "答えの長さ（トークン）",
-    },
-    "en": {
-        "about": "Show a picture and talk about it in Japanese.",
-        "placeholder": "Add a picture and ask",
-        "settings": "Settings",
-        "sample": "Another answer each time (sampling)",
-        "temperature": "Temperature (higher is freer)",
-        "top_p": "top-p (lower is safer)",
-        "length": "Length of answers (tokens)",
-    },
-}
 # The button behind a picture's download link would send the picture to a site on the Internet. A picture shown is to
 # leave room for the text about it.
 STYLE = """
 .download-link + button { display: none; }
 [data-testid="user"] .image-frame img { max-height: 10rem; width: auto; }
+@media (max-width: 640px) { .examples { grid-template-columns: 1fr 1fr !important; } .example { min-height: 0; } }
 """
-FORGOTTEN = "会話が長くなったので、古い部分を忘れました。 The oldest turns are forgotten: the context window is full."
-EVICTED = "会話を続けられません。最初からになります。 The conversation is no longer there; this is a new one."
-WITHDRAWN = "答える前に止めました。質問は編集するとまた聞けます。 Stopped before an answer; edit it to ask again."
-FAILED = "答えられませんでした。 Something went wrong here; the operator can see what."
-BUSY = "順番待ちが多すぎます。少し待ってください。 You are waiting for many answers already; try again soon."
+FORGOTTEN = "The oldest turns are forgotten: the context window is full."
+EVICTED = "The conversation is no longer there; this is a new one."
+WITHDRAWN = "Stopped before an answer; edit the question to ask again."
+FAILED = "Something went wrong here; the operator can see what."
+BUSY = "This application is currently busy. Please try again."  # gradio's page says this whatever it is told
+ELSEWHERE = "This page is at another address."
 MAX_WAITING, MAX_WAITING_PER_ADDRESS = 64, 16
-EXAMPLE_QUESTION = "何が写ってる?"
+# Samples of the demo and questions about them that it answers rightly.
+EXAMPLES = {
+    "apple": "何が写ってる?",
+    "cat": "何の仲間?",
+    "hamburger": "何が写ってる?",
+    "key": "何が写ってる?",
+    "fire_engine": "何色?",
+    "umbrella": "何が写ってる?",
+}
+FILE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"]
 
 
 @dataclass
@@ -137,26 +134,34 @@ def build_page(
     ) -> Iterator[str]:
         options: dict[str, Any] = {"do_sample": sample, "max_new_tokens": int(length)}
         options |= {"temperature": temperature, "top_p": top_p} if sample else {}
+        notify = _notices(request)
         try:
             visitor = visitors[str(request.session_hash)]
-            follow_page(visitor, history, gradio.Info)
+            follow_page(visitor, history, notify)
             visitor.files[len(history)] = message["files"]
             text = ""
             pictures = uploads(message["files"], limits)
             for piece in visitor.session.stream(_well_formed(message["text"] or ""), pictures, **options):
                 text += piece
                 yield text
+            if not visitor.session.has_pictures:
+                notify(NO_PICTURE)
         # Not `gradio.Error`: after one, gradio's chat interface does not give the box back, and the page is dead.
         except (ValueError, OSError) as error:
-            gradio.Warning(" ".join(str(error).split()))
+            gradio.Warning(html.escape(explained(error, _language(request))))
         except Exception:
             traceback.print_exc()
-            gradio.Warning(FAILED)
+            gradio.Warning(phrase(_language(request), FAILED))
+
+    def tell_withdrawn(shown: list[dict[str, Any]], request: gradio.Request):
+        if shown and shown[-1]["role"] == "user":
+            _notices(request)(WITHDRAWN)
 
     def leave(request: gradio.Request):
         visitors.leave(str(request.session_hash))
 
-    i18n: Any = gradio.I18n(**TEXTS)
+    i18n: Any = gradio.I18n(**TRANSLATIONS)
+    types = FILE_TYPES + ([".heic", ".heif"] if reads_heic() else [])
     page = _interface_class(visitors)(
         answer,
         multimodal=True,
@@ -170,7 +175,7 @@ def build_page(
             buttons=["copy", "copy_all"],
         ),
         textbox=gradio.MultimodalTextbox(
-            file_types=[".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"],
+            file_types=types,
             file_count="multiple",
             placeholder=i18n("placeholder"),
             stop_btn=True,
@@ -178,49 +183,80 @@ def build_page(
         ),
         additional_inputs=_sampling_inputs(session, settings, i18n),
         additional_inputs_accordion=gradio.Accordion(i18n("settings"), open=False),
-        examples=[[{"text": EXAMPLE_QUESTION, "files": [str(file)]}] for file in _sample_pictures()] or None,
-        title="日本語 MiniGPT-4",
+        examples=[[{"text": question, "files": [str(file)]}] for file, question in example_questions()],
+        title=f"MiniGPT-4 · {re.sub('[<>&]', '', served_name(settings.model))}",
         editable=True,
         analytics_enabled=False,
         api_visibility="private",
         delete_cache=(600, 7200),
     )
     with page:
-        page.textbox.stop(notify_withdrawn, [page.chatbot], None, api_visibility="private")
+        page.textbox.stop(tell_withdrawn, [page.chatbot], None, api_visibility="private")
+        _give_back_box(page)
     page.unload(leave)
     for block in page.blocks.values():
         _refuse_addresses(block)
-    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=2 * MAX_WAITING, default_concurrency_limit=1)
     _share_queue(page)
     return page, visitors
 
 
-def launch(page: "gradio.ChatInterface", host: str, port: int, limits: PictureLimits | None = None) -> str:
+def launch(
+    page: "gradio.ChatInterface",
+    host: str,
+    port: int,
+    login: tuple[str, str] | None = None,
+    limits: PictureLimits | None = None,
+) -> str:
     """Starts serving in threads of their own; returns the address.
 
+    Args:
+        page: Of [`build_page`].
+        host, port: Where to listen.
+        login: User and password that visitors need.
+        limits: See [`build_page`].
+
     Raises:
-        OSError: The port is taken.
+        OSError: Nobody can listen there.
     """
     import gradio
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        max_file_size=(limits or PictureLimits()).max_bytes,
-        footer_links=[],
-        css=STYLE,
-        enable_monitoring=False,
-        ssr_mode=False,
-        i18n=gradio.I18n(**TEXTS),
-    )
+    def refusal(headers: dict[str, str]) -> Any:
+        return PlainTextResponse(phrase(browser_language(headers.get("accept-language")), ELSEWHERE), 421)
+
+    guard: Any = HostGuard
+    headers: Any = HeaderAdder
+    middleware = [Middleware(headers, headers=PAGE_HEADERS), Middleware(guard, listening=host, refusal=refusal)]
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            auth=login,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            max_file_size=(limits or PictureLimits()).max_bytes,
+            footer_links=[],
+            css=STYLE,
+            head=head(),
+            enable_monitoring=False,
+            ssr_mode=False,
+            i18n=gradio.I18n(**TRANSLATIONS),
+            app_kwargs={"middleware": middleware},
+        )
+    except OSError:
+        raise OSError(f"Nobody can listen on {host}, port {port}: it is taken, or not of this machine.") from None
     return address
 
 
-def serve_page(settings: Settings, host: str, port: int):
+def serve_page(settings: Settings, host: str, port: int, login: tuple[str, str] | None = None):
     """Serves the page until Ctrl-C or SIGTERM; uploads are removed then.
+
+    Args:
+        settings: See [`build_page`].
+        host, port, login: See [`launch`].
 
     Raises:
         OSError: The port is taken.
@@ -230,7 +266,8 @@ def serve_page(settings: Settings, host: str, port: int):
     with tempfile.TemporaryDirectory(prefix="jminigpt4-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # gradio reads it at every upload
         page, _ = build_page(session, settings)
-        print(f"{launch(page, host, port)}  (Ctrl-C ends)", file=sys.stderr, flush=True)
+        address = launch(page, host, port, login)
+        print(phrase(terminal_language(), "{address}  (Ctrl-C ends)", address=address), file=sys.stderr, flush=True)
         page.block_thread()
 
 
@@ -283,16 +320,16 @@ def follow_page(visitor: Visitor, history: list[dict[str, Any]], notify: Callabl
         visitor.session.undo()
 
 
-def notify_withdrawn(shown: list[dict[str, Any]]):
-    """Tells a visitor who stopped before the first word that the question, though shown, is not in the conversation.
+def _language(request: Any) -> Language:
+    """Of what is said to a visitor: the language that the page has in their browser."""
+    return browser_language(request.headers.get("accept-language") if request is not None else None)
 
-    Args:
-        shown: Messages of the page.
-    """
+
+def _notices(request: Any) -> Callable[[str], None]:
+    """Tells a visitor a text of the table beside the conversation."""
     import gradio
 
-    if shown and shown[-1]["role"] == "user":
-        gradio.Info(WITHDRAWN)
+    return lambda english: gradio.Info(phrase(_language(request), english))
 
 
 def _interface_class(visitors: Visitors) -> type["gradio.ChatInterface"]:
@@ -306,6 +343,10 @@ def _interface_class(visitors: Visitors) -> type["gradio.ChatInterface"]:
             kept, _, text = super()._edit_message(history, edit_data)
             files = visitors[str(request.session_hash)].files.get(len(kept), [])
             return kept, kept, {"text": text, "files": files}
+
+        def _clear_and_save_textbox(self, message: Any) -> Any:
+            # gradio would take the words in the empty box away for good.
+            return type(self.textbox)("", interactive=False), message
 
         def _pop_last_user_message(self, history: Any) -> Any:
             # A question that got no answer is not to be merged with the one after it.
@@ -323,16 +364,21 @@ def _sampling_inputs(session: ChatSession, settings: Settings, i18n: Any) -> lis
         given = settings.options.get(name, getattr(session.model.generation_config, name, None))
         return otherwise if given is None else given
 
+    def slider(name: str, lowest: float, highest: float, step: float, otherwise: float) -> gradio.Slider:
+        chosen = value(name, otherwise)  # which may be beyond what is usual
+        return gradio.Slider(min(lowest, chosen), max(highest, chosen), chosen, step=step, label=i18n(name))
+
     return [
         gradio.Checkbox(value("do_sample", False), label=i18n("sample")),
-        gradio.Slider(0.1, 2.0, value("temperature", 1.0), step=0.05, label=i18n("temperature")),
-        gradio.Slider(0.05, 1.0, value("top_p", 1.0), step=0.05, label=i18n("top_p")),
-        gradio.Slider(1, 1024, value("max_new_tokens", MAX_NEW_TOKENS), step=1, label=i18n("length")),
+        slider("temperature", 0.1, 2.0, 0.05, 1.0),
+        slider("top_p", 0.05, 1.0, 0.05, 1.0),
+        slider("length", 1, 1024, 1, value("max_new_tokens", MAX_NEW_TOKENS)),
     ]
 
 
-def _sample_pictures() -> list[Path]:
-    return sorted((DEMO / "samples").glob("*.png"))[:6] if (DEMO / "samples").is_dir() else []
+def example_questions() -> list[tuple[Path, str]]:
+    """Pictures that come with the package, each with a question."""
+    return [(DEMO / "samples" / f"{name}.png", question) for name, question in EXAMPLES.items()]
 
 
 def _well_formed(text: str) -> str:
@@ -340,16 +386,35 @@ def _well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _is_question(page: Any, index: int | None) -> bool:
+    """Whether an event of the page waits for an answer: those come in pieces, nothing else does."""
+    return index in page.fns and page.fns[index].types_generator
+
+
+def _give_back_box(page: Any):
+    """gradio's chat interface goes on after an answer only: a question that gets no place would lock its box."""
+    import gradio
+    from gradio.events import Dependency
+
+    given_back = gradio.update(interactive=True, submit_btn=True, stop_btn=False)
+    for index in [index for index in page.fns if _is_question(page, index)]:
+        refused = Dependency(page.textbox, {}, index, None)
+        refused.failure(lambda: given_back, None, [page.textbox], queue=False, api_visibility="private")
+
+
 def _share_queue(page: Any):
-    """One address gets a part of the places where questions wait, however many tabs it claims to have."""
+    """Of the places where questions wait an address gets a part, however many tabs it claims to have. Events that are
+    no questions pass."""
     queue, push = page._queue, page._queue.push
 
     def address(request: Any) -> str | None:
         return request.client.host if request is not None and request.client else None
 
     async def push_fairly(body: Any, request: Any, username: str | None) -> tuple[bool, Any, str]:
-        events = (event for waiting in queue.event_queue_per_concurrency_id.values() for event in waiting.queue)
-        if sum(address(event.request) == address(request) for event in events) >= MAX_WAITING_PER_ADDRESS:
+        events = [event for waiting in queue.event_queue_per_concurrency_id.values() for event in waiting.queue]
+        asking = [address(event.request) for event in events if _is_question(page, event.fn._id)]
+        too_many = len(asking) >= MAX_WAITING or asking.count(address(request)) >= MAX_WAITING_PER_ADDRESS
+        if _is_question(page, body.fn_index) and too_many:
             return False, BUSY, "queue_full"
         return await push(body=body, request=request, username=username)
 

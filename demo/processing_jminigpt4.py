@@ -57,7 +57,10 @@ MAX_SCANS = 100  # of a JPEG; cameras and optimisers write 1 to 20
 MAX_TILE = 1 << 24  # pixels of a TIFF's tile, where its picture is smaller
 MAX_STRIPS = 100_000  # of a TIFF
 # Decoders that hold several copies of a picture: of these formats, half of `max_pixels` is decoded.
-COPYING_FORMATS = ("WEBP", "AVIF")
+COPYING_FORMATS = ("WEBP", "AVIF", "HEIF")
+# Beginning of what iPhones write: an ISO media file with a brand of HEIF that stands for HEVC (ISO/IEC 23008-12, annex
+# B). Decoded where pillow-heif is installed.
+_HEIC = re.compile(rb".{4}ftyp(.{4}){0,15}?(hei[cxms]|hev[cxms])", re.DOTALL)
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, but for a restart or the guard of a byte 0xFF
 _BAND = 1 << 20  # pixels converted at a time
 
@@ -247,15 +250,30 @@ def open_picture(source: bytes | BinaryIO, name: str = "picture") -> Image.Image
             f"{name} is empty (0 bytes)." if not content else f"{name} has more than {MAX_BYTES:,} bytes."
         )
     _check_pieces(content, name)
+    formats = ("HEIF",) if _HEIC.match(content) else FORMATS
+    if formats != FORMATS and not reads_heic():
+        raise ValueError(f"{name} is an HEIC picture: pip install pillow-heif, or save it as JPEG.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `max_pixels` decides about large pictures, and damage is told below
-            return Image.open(io.BytesIO(content), formats=FORMATS)
+            return Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has more pixels than Pillow opens: shrink it.") from None
     except Exception:
         # Pillow's own words name memory addresses and differ by plug-in; they are for its developers.
         raise ValueError(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
+
+
+@functools.cache
+def reads_heic() -> bool:
+    """Whether HEIC pictures can be decoded, for which pillow-heif is needed; it is then known to Pillow."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    # The picture alone, not the small, depth and other pictures beside it.
+    register_heif_opener(thumbnails=False, aux_images=False, depth_images=False)
+    return True
 
 
 def _check_pieces(content: bytes, name: str):
@@ -331,7 +349,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Decodes what is not decoded yet, whoever has opened it."""
     content = _undecoded(image, name, max_pixels) if isinstance(image, ImageFile.ImageFile) else b""
     try:
-        if getattr(image, "is_animated", False):
+        if getattr(image, "is_animated", False) and image.format != "HEIF":  # which names the one that is meant
             image.seek(0)
         image.load()
     except Exception:
@@ -346,7 +364,7 @@ def _undecoded(image: Any, name: str, max_pixels: int) -> bytes:
     file = getattr(image, "fp", None)
     if file is None:
         return b""  # decoded before
-    if image.format not in (*FORMATS, "MPO"):  # a JPEG with others behind it
+    if image.format not in (*FORMATS, "HEIF", "MPO"):  # the last is a JPEG with others behind it
         raise ValueError(f"{name} is of the format {image.format}; decoded are {', '.join(FORMATS)}: convert it.")
     if image.format in COPYING_FORMATS:
         _check_size(image.width, image.height, max_pixels // 2, name)

@@ -127,6 +127,21 @@ def blocked(completions, monkeypatch) -> Blocked:
     return answer
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""])
+@pytest.mark.parametrize("route", ["/health", "/v1/models", PATH, "/nothing"])
+def test_a_foreign_host_is_refused(client, host, route):
+    """A site that has given its own name the address 127.0.0.1: nothing is read of its requests."""
+    answer = client.request("POST" if route == PATH else "GET", route, headers={"Host": host})
+    assert answer.status_code == 421 and "another host" in answer.json()["error"]["message"]
+
+
+def test_a_server_of_the_network_has_names_that_it_does_not_know(completions):
+    application = ChatServer(completions, "tiny", None, ServingLimits(), host="0.0.0.0")
+    with running(application.server(log_level="critical")) as client:
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 200
+        assert client.get("/health").status_code == 200
+
+
 def expected_text(chat_model, processor, messages, max_new_tokens) -> str:
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

@@ -4,18 +4,23 @@ import contextlib
 import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from typer.testing import CliRunner
 
 from jminigpt4 import cli
-from jminigpt4.chat import ChatSession, commands, terminal
+from jminigpt4.chat import ChatSession, commands, line_editor, terminal
 from jminigpt4.chat.commands import model_and_question
+from jminigpt4.chat.line_editor import LineEditor
 from jminigpt4.chat.settings import Settings
+from jminigpt4.chat.texts import NO_PICTURE
 from jminigpt4.chat.transcript import load_transcript, save_transcript
 
 
@@ -141,7 +146,7 @@ def test_a_pipe_of_another_encoding(checkpoint, chat_model, processor, monkeypat
 def test_an_answer_goes_on_where_the_terminal_lacks_a_character(conversation, monkeypatch, capsys):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="shift_jis")
     monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr(conversation.session, "stream", lambda *given, **options: iter(["犬", "\U0001f415", "。"]))
+    monkeypatch.setattr(conversation.session, "stream", lambda *given, **options: (each for each in "犬🐕。"))
     terminal._prepare_streams()
     conversation.answer("何?")
     assert screen.buffer.getvalue().decode("shift_jis") == "犬?。\n"
@@ -217,9 +222,10 @@ def test_pictures_stay_for_the_next_try(conversation, picture_files, monkeypatch
     assert len(conversation.session.turns[0].pictures) == 1
 
 
-def test_ctrl_c_stops_the_answer_only(conversation, monkeypatch, capsys):
-    lines = iter(["何色?", "鳥?", "/exit"])
-    monkeypatch.setattr(terminal, "_line_reader", lambda: lambda prompt: next(lines))
+def test_ctrl_c_stops_the_answer_only(conversation, picture_files, monkeypatch, capsys):
+    lines = iter([f"/image {picture_files[0]}", "何色?", "鳥?", "/exit"])
+    editor = LineEditor()
+    monkeypatch.setattr(editor, "read", lambda prompt: next(lines))
     printed = print
     interrupted = []
 
@@ -231,9 +237,10 @@ def test_ctrl_c_stops_the_answer_only(conversation, monkeypatch, capsys):
 
     monkeypatch.setattr(terminal, "print", interrupt_once, raising=False)
     conversation.settings.options = {"max_new_tokens": 300, "eos_token_id": None}
-    terminal._converse(conversation)
+    terminal._converse(conversation, editor)
     first, second = conversation.session.turns
     assert first.answer.startswith(interrupted[0]) and len(first.answer_ids) < 300
+    assert [len(first.pictures), len(second.pictures)] == [1, 0]  # it is shown once, though its answer was stopped
     assert second.question == "鳥?" and len(second.answer_ids) > len(first.answer_ids)
     assert "(stopped)" in capsys.readouterr().err
 
@@ -243,7 +250,7 @@ def test_preview(pictures, monkeypatch):
     lines = terminal.preview(pictures[0]).split("\n")
     assert len(lines) == 12 and all(line.count("▀") == 32 for line in lines)
     monkeypatch.delenv("COLORTERM")
-    assert terminal.preview(pictures[0]) == "(40 x 30)"
+    assert terminal.preview(pictures[0]) == ""
 
 
 @pytest.mark.parametrize(
@@ -323,7 +330,7 @@ def test_verb_reads_its_options(monkeypatch):
         "-i",
         "b.png",
         "--json",
-        "--greedy",
+        "--sample",
         "--max-new-tokens",
         "5",
         "--seed",
@@ -332,8 +339,336 @@ def test_verb_reads_its_options(monkeypatch):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert seen[0] == Settings(
-        "demo", "何色?", ["a.png", "b.png"], True, options={"do_sample": False, "max_new_tokens": 5}, seed=3
+        "demo", "何色?", ["a.png", "b.png"], True, options={"do_sample": True, "max_new_tokens": 5}, seed=3
     )
+
+
+class Answering(LineEditor):
+    """A person who answers every question the same way, and is remembered to have been asked."""
+
+    def __init__(self, answer: str):
+        self.answer = answer
+        self.asked = []
+
+    def _read_answer(self, question: str) -> str:
+        self.asked.append(question)
+        return self.answer
+
+
+@pytest.fixture
+def person(chat_model, processor):
+    """A conversation on a terminal."""
+    session = ChatSession(chat_model, processor)
+    return terminal.Conversation(session, Settings(options={"max_new_tokens": 4}), "en", Answering("y"))
+
+
+def test_files_dragged_in_are_pictures(person, picture_files, pictures, capsys):
+    assert person.take(f"'{picture_files[0]}' ")
+    assert capsys.readouterr().err == f"For the next question (1):\n  1  {picture_files[0]}  (40 x 30)\n"
+    assert person.take(f"{picture_files[1].as_uri()} 何色?")
+    turn = person.session.turns[0]
+    assert turn.question == "何色?" and len(turn.pictures) == 2
+    assert [shown.image.tobytes() for shown in turn.pictures] == [picture.tobytes() for picture in pictures[:2]]
+    with pytest.raises(ValueError, match=r"No picture at /nowhere/絵.png\."):
+        person.take("/nowhere/絵.png 何色?")
+    assert len(person.session.turns) == 1
+    assert person.take("/ は何の記号?") and person.session.turns[1].question == "/ は何の記号?"
+
+
+def test_pictures_are_listed_and_taken_back(person, picture_files, capsys):
+    person.take("/pictures")
+    assert capsys.readouterr().err == "No pictures wait for the next question.\n"
+    for file in picture_files:
+        person.take(f"/image {file}")  # its name holds a space
+    lines = [f"  {number}  {file}  (40 x 30)" for number, file in enumerate(picture_files, 1)]
+    # The second and third `/image` before a question say what is waiting already.
+    expected = [["For the next question (1):", lines[0]]]
+    expected += [["For the next question (2):", *lines[:2]], ["For the next question (3):", *lines]]
+    assert capsys.readouterr().err.splitlines() == [line for each in expected for line in each]
+    person.take("/drop 3 1")
+    assert capsys.readouterr().err == f"For the next question (1):\n  1  {picture_files[1]}  (40 x 30)\n"
+    for wrong in ("2", "0", "-1", "x", "1 2", "１"):
+        with pytest.raises(ValueError, match=r"There is no picture .*: /pictures lists them"):
+            person.take(f"/drop {wrong}")
+    person.take(f"/image {picture_files[0]}")
+    person.take("/drop")
+    assert capsys.readouterr().err.endswith("No pictures wait for the next question.\n")
+    person.take("何色?")
+    assert person.session.turns[0].pictures == []
+
+
+def test_saving_asks_before_it_overwrites(person, conversation, tmp_path, capsys):
+    path = tmp_path / "会話.json"
+    person.take("何色?")
+    person.take(f"/save {path}")
+    assert person._editor.asked == [] and path.exists()
+    before = path.read_bytes()
+    person.take("鳥?")
+    person._editor.answer = ""
+    person.take(f"/save {path}")
+    assert person._editor.asked == [f"{path} exists. Overwrite it? [y/N] "] and path.read_bytes() == before
+    assert capsys.readouterr().err.endswith("not saved\n")
+    for answer in ("y", " YES ", "はい"):
+        person._editor.answer = answer
+        person.take(f"/save {path}")
+        assert path.read_bytes() != before and path.write_bytes(before)
+    conversation.take("何色?")
+    with pytest.raises(ValueError, match="exists already, and nobody can be asked here"):  # in a pipe
+        conversation.take(f"/save {path}")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("leaving", [EOFError, KeyboardInterrupt])
+def test_leaving_a_question_is_a_no(leaving, monkeypatch):
+    def leave(question):
+        raise leaving
+
+    editor = LineEditor()
+    monkeypatch.setattr(editor, "_read_answer", leave)
+    assert editor.confirm("?") is False
+
+
+def test_an_answer_without_a_picture_says_so(person, picture_files, pictures, checkpoint, monkeypatch, capsys):
+    """Wherever no picture stands in the conversation, and nowhere else; the answer itself is alone on its stream."""
+    person.take("何色?")
+    printed = capsys.readouterr()
+    assert printed.err == NO_PICTURE + "\n" and NO_PICTURE not in printed.out
+    person.take(f"{picture_files[0]} 何色?")
+    person.take("鳥?")  # about the picture of the turn before
+    assert NO_PICTURE not in capsys.readouterr().err
+    person.take("/reset")
+    person.take("鳥?")
+    assert NO_PICTURE in capsys.readouterr().err
+    examples = [
+        {"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "何?"}]}
+    ]
+    examples += [{"role": "assistant", "content": "赤"}]
+    session = ChatSession(person.session.model, person.session.processor, examples=examples)
+    assert (
+        session.ask("何色?", max_new_tokens=2) is not None and not session.has_pictures
+    )  # the examples' are not shown
+    options = {"max_new_tokens": 2}
+    assert run(monkeypatch, capsys, Settings(str(checkpoint), "何色?", options=options)).err.endswith(
+        NO_PICTURE + "\n"
+    )
+    assert run(monkeypatch, capsys, Settings(str(checkpoint), options=options), "何色?\n").err.endswith(
+        NO_PICTURE + "\n"
+    )
+    quiet = run(monkeypatch, capsys, Settings(str(checkpoint), "何色?", as_json=True, options=options))
+    assert NO_PICTURE not in quiet.err and json.loads(quiet.out)["pictures"] == []
+
+
+def test_a_japanese_terminal_speaks_japanese(person, picture_files, tmp_path, monkeypatch, capsys):
+    """Everything but commands, options and the names of files: no English word."""
+    person.language = "ja"
+    lines = ["何色?", "/help", "/pictures", f"/image {picture_files[0]}", "/drop", "/undo", "/persona 猫", "/persona"]
+    lines += ["何色?", f"/save {tmp_path / '1'}", f"/save {tmp_path / '1'}", f"/load {tmp_path / '1'}", "/reset"]
+    lines += ["/undo", "/frobnicate", "/image", "/drop 3", "/nowhere/1.png", "/load /no/1", "/load /", "/save /"]
+    lines += ["/image https://1.png", "長" * 2000, "~nosuch/1.png", f"/load {picture_files[0]}", "\\udc82", "/exit"]
+    typed = iter(lines)
+    monkeypatch.setattr(person._editor, "read", lambda prompt: next(typed).replace("\\udc82", "犬\udc82"))
+    terminal._converse(person, person._editor)
+    said = capsys.readouterr().err
+    for allowed in (str(tmp_path), *(str(file) for file in picture_files), "--allow-addresses", "https://1.png"):
+        said = said.replace(allowed, "")
+    words = set(re.findall(r"(?<![/~\w])[A-Za-z]{2,}", re.sub(r"(/|~)[\w./]+", "", said, flags=re.ASCII)))
+    assert words <= {"FILE", "TEXT", "MiniGPT", "Ctrl", "Tab", "UTF", "iconv", "udc"}
+    assert len(said.splitlines()) > len(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("/", {*terminal.COMMANDS}),
+        ("/p", {"/pictures", "/persona"}),
+        ("/image k", {"key.png"}),
+        ("/image key.png m", {"my cat.png"}),
+        ("/image my c", {"my cat.png"}),
+        ("/image 'my c", {"my cat.png"}),
+        ("/image my\\ c", {"my cat.png"}),
+        ("/image ", {"key.png", "my cat.png", "folder/"}),
+        ("/image f", {"folder/"}),
+        ("/load ", {"talk.json", "folder/"}),
+        ("/save t", {"talk.json"}),
+        ("./k", {"key.png"}),
+        ("./key.png ./m", {"my cat.png"}),
+        ("./folder/", {"inner.jpg"}),
+        ("HERE/k", {"key.png"}),
+        ("~/k", {"key.png"}),
+        ("k", set()),  # a question
+        ("key.png 何", set()),
+        ("/persona k", set()),
+        ("/undo k", set()),
+        ("/image key.png", set()),
+        ("/image nowhere.png", set()),
+    ],
+)
+def test_tab_completes_commands_and_files(line, offered, tmp_path, monkeypatch):
+    completion = pytest.importorskip("prompt_toolkit.completion")
+    from prompt_toolkit.document import Document
+
+    (tmp_path / "folder").mkdir()
+    for name in ("key.png", "my cat.png", "talk.json", "notes.txt", "folder/inner.jpg"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    completer = line_editor.line_completer(terminal.command_list("ja"))
+    line = line.replace("HERE", str(tmp_path))
+    found = list(completer.get_completions(Document(line), completion.CompleteEvent()))
+    assert {each.display_text for each in found} == offered
+    for each in found:
+        assert (line.replace("\\", "") + each.text).endswith(each.display_text) or each.start_position == -len(line)
+        if each.display_text in terminal.COMMANDS:
+            assert each.text == each.display_text and each.display_meta_text
+
+
+def test_the_editor_remembers_and_completes(tmp_path, monkeypatch):
+    """Through prompt_toolkit: Tab finishes a command; lines are remembered, answers to questions are not."""
+    input_module = pytest.importorskip("prompt_toolkit.input")
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.output import DummyOutput
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with (
+        input_module.create_pipe_input() as keys,
+        create_app_session(input=keys, output=DummyOutput()),
+    ):
+        editor = line_editor.open_line_editor(terminal.command_list("en"))
+        keys.send_text("/und\t")
+
+        def enter_when_completed():
+            while editor._lines.default_buffer.text != "/undo":
+                time.sleep(0.01)
+            keys.send_text("\r")
+
+        threading.Thread(target=enter_when_completed, daemon=True).start()
+        assert editor.read("> ") == "/undo"
+        keys.send_text("\x1b[200~'/絵/鍵 1.png' \x1b[201~何色?\r")  # a file dragged in is a bracketed paste
+        assert editor.read("> ") == "'/絵/鍵 1.png' 何色?"
+        keys.send_text("y\r")
+        assert editor.confirm("?")
+        keys.send_text("\x04")
+        assert not editor.confirm("?")
+    history = (tmp_path / "jminigpt4" / "history").read_text()
+    assert "何色?" in history and "+y" not in history
+
+
+def test_without_prompt_toolkit_lines_are_read_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    editor = line_editor.open_line_editor({})
+    monkeypatch.setattr("builtins.input", lambda prompt: f"{prompt}y")
+    assert type(editor) is LineEditor and editor.read("") == "y" and not editor.confirm("> ") and editor.confirm("")
+
+
+WEB_ALONE = {"--host": "::1", "--port": "0", "--auth": "a:b"}
+TERMINAL_ALONE = {"QUESTION": "何?", "--image": "a.png", "--load": "a.json", "--json": None, "--allow-addresses": None}
+OF_SAMPLING = {"--temperature": "0.5", "--top-p": "0.5", "--seed": "0"}
+ANYWHERE = {"--persona": "猫", "--examples": "e.json", "--sample": None, "--max-new-tokens": "5", "--device": "cpu"}
+ANYWHERE |= {"--dtype": "float32", "--quantize": "int8", "--gguf": "a.gguf", "--greedy": None, "--web": None}
+OPTIONS = {**WEB_ALONE, **TERMINAL_ALONE, **OF_SAMPLING, **ANYWHERE}
+
+
+def refusal(given: set[str]) -> str | None:
+    if "--web" in given and (wrong := [each for each in TERMINAL_ALONE if each in given]):
+        return f"--web takes no {wrong[0].replace('QUESTION', 'a QUESTION')}."
+    if "--web" not in given and (wrong := [each for each in WEB_ALONE if each in given]):
+        return f"Only --web takes {wrong[0]}."
+    if "--greedy" in given and (wrong := [each for each in OF_SAMPLING if each in given]):
+        return f"--greedy takes no {wrong[0]}."
+    return None
+
+
+@pytest.mark.parametrize("first", OPTIONS)
+def test_every_pair_of_options_is_obeyed_or_refused(first, monkeypatch, capsys):
+    """`--quantize` with `--gguf` is refused where the model is loaded; `--sample --greedy` are one option."""
+    from jminigpt4.chat import web
+
+    seen = []
+    monkeypatch.setattr(web, "serve_page", lambda *given: seen.append(given))
+    monkeypatch.setattr(terminal, "converse", lambda *given: seen.append(given))
+    monkeypatch.delenv("JMINIGPT4_AUTH", raising=False)
+    for second in OPTIONS:
+        if {first, second} == {"--sample", "--greedy"}:
+            continue
+        words = ["demo"]
+        for option in dict.fromkeys((first, second)):
+            words += [value for value in (option, OPTIONS[option]) if value is not None and value != "QUESTION"]
+        words.sort(key=lambda word: word not in ("demo", "何?"))
+        seen.clear()
+        status, printed = command_line(monkeypatch, capsys, "chat", *words)
+        if (message := refusal({first, second})) is not None:
+            assert (status, printed.err, seen) == (2, f"jminigpt4: {message}\n", []), words
+            continue
+        assert status == 0, (words, printed.err)
+        settings, *page = seen[0]
+        carried = {
+            "QUESTION": settings.question == "何?",
+            "--image": settings.images == ["a.png"],
+            "--load": str(settings.transcript) == "a.json",
+            "--json": settings.as_json,
+            "--allow-addresses": settings.allow_addresses,
+            "--persona": settings.persona == "猫",
+            "--examples": str(settings.examples) == "e.json",
+            "--sample": settings.options.get("do_sample") is True,
+            "--greedy": settings.options.get("do_sample") is False,
+            "--temperature": settings.options.get("temperature") == 0.5 and settings.options["do_sample"],
+            "--top-p": settings.options.get("top_p") == 0.5 and settings.options["do_sample"],
+            "--seed": settings.seed == 0,
+            "--max-new-tokens": settings.options.get("max_new_tokens") == 5,
+            "--device": settings.device == "cpu",
+            "--dtype": settings.dtype == "float32",
+            "--quantize": settings.quantize == "int8",
+            "--gguf": str(settings.gguf) == "a.gguf",
+            "--web": bool(page),
+            "--host": page[:1] == ["::1"],
+            "--port": page[1:2] == [0],
+            "--auth": page[2:] == [("a", "b")],
+        }
+        assert carried.keys() == OPTIONS.keys()
+        assert all(carried[option] for option in (first, second)), words
+
+
+def test_the_persona_that_was_asked_for_outlives_a_transcript(checkpoint, conversation, tmp_path):
+    conversation.session.persona = "犬"
+    conversation.session.ask("何色?", max_new_tokens=2)
+    path = save_transcript(conversation.session, tmp_path / "talk.json")
+    settings = Settings(str(checkpoint), transcript=path)
+    assert settings.open_session().persona == "犬"
+    settings.persona = "猫"
+    session = settings.open_session()
+    assert session.persona == "猫" and [turn.question for turn in session.turns] == ["何色?"]
+
+
+@pytest.mark.parametrize("auth", ["", "me", ":", "me:", ":secret", " :secret"])
+def test_a_login_that_is_none(auth, monkeypatch, capsys):
+    status, printed = command_line(monkeypatch, capsys, "chat", "--web", "--auth", auth or "x")
+    assert status == 2 and printed.err == "jminigpt4: --auth is USER:PASSWORD, and one of them is missing.\n"
+
+
+def test_a_login_from_the_environment(monkeypatch):
+    """It is in no list of processes, and means nothing to the terminal."""
+    from jminigpt4.chat import web
+
+    seen = []
+    monkeypatch.setenv("JMINIGPT4_AUTH", "わたし:se:cret")
+    monkeypatch.setattr(web, "serve_page", lambda *given: seen.append(given[1:]))
+    monkeypatch.setattr(terminal, "converse", lambda *given: seen.append(given[1:]))
+    commands.chat(web=True)
+    commands.chat(["何?"])
+    assert seen == [("127.0.0.1", 7860, ("わたし", "se:cret")), ()]
+
+
+def test_errors_of_the_command_line_in_japanese(checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("LC_ALL", "ja_JP.UTF-8")
+    for words, message in (
+        (["何?", "--web"], "--web では質問は使えません。"),
+        (["何?", "--port", "1"], "--port は --web のときだけ使えます。"),
+        (["何?", "--greedy", "--seed", "1"], "--greedy のとき --seed は使えません。"),
+        (["何?", "-i", "/no/絵.png"], "/no/絵.png に絵がありません。"),
+        (["何?", "--load", "/no/talk.json"], "/no/talk.json が見つかりません。"),
+    ):
+        status, printed = command_line(monkeypatch, capsys, "chat", str(checkpoint), *words)
+        assert (status, printed.err) == (2, f"jminigpt4: {message}\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and pseudo-terminals")

@@ -4,8 +4,10 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,10 +21,15 @@ import httpx
 import pytest
 from PIL import Image
 
+from jminigpt4 import DEMO
 from jminigpt4.chat import ChatSession, web
+from jminigpt4.chat.page_texts import GRADIO_TEXTS, TRANSLATIONS
 from jminigpt4.chat.pictures import PictureLimits
 from jminigpt4.chat.settings import Settings
+from jminigpt4.chat.texts import JAPANESE, NO_PICTURE
 from jminigpt4.chat.turns import Turn
+from jminigpt4.chat.web_guard import is_own_host
+from jminigpt4.inference.loading import load_checkpoint
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[chat]'")
 
@@ -110,17 +117,25 @@ PICTURE = {"orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
 
 
 def test_no_address_takes_all_places(page_parts):
-    """Of 64 places an address has 16, whatever its tabs are called; the others are for others."""
+    """Of 64 places an address has 16, whatever its tabs are called; the others are for others. What is no question,
+    such as giving the box back, always passes."""
     page, _ = page_parts
     queue = page._queue
+    questions = [index for index in page.fns if web._is_question(page, index)]
+    other = next(index for index in page.fns if index not in questions)
 
-    def push(host: str, tab: int) -> bool:
-        body = SimpleNamespace(fn_index=0, session_hash=f"tab {tab}", event_id=None, data=[], request=None)
+    def push(host: str, tab: int, index: int = questions[0]) -> bool:
+        body = SimpleNamespace(fn_index=index, session_hash=f"tab {tab}", event_id=None, data=[], request=None)
         request = SimpleNamespace(client=SimpleNamespace(host=host), headers={}, query_params={})
-        return asyncio.run(queue.push(body=body, request=request, username=None))[0]
+        taken, said, status = asyncio.run(queue.push(body=body, request=request, username=None))
+        assert taken or (said, status) == (web.BUSY, "queue_full")
+        return taken
 
     assert [push("192.0.2.1", tab) for tab in range(20)] == [True] * 16 + [False] * 4
-    assert [push("192.0.2.2", tab) for tab in range(3)] == [True] * 3
+    assert push("192.0.2.1", 20, other)
+    taken = [push(f"192.0.2.{tab}", tab) for tab in range(2, 60)]
+    assert taken == [True] * 48 + [False] * 10
+    assert push("192.0.2.99", 99, other)
 
 
 @pytest.fixture
@@ -197,6 +212,129 @@ def test_requests_that_name_addresses(page, tmp_path):
     assert asked_for == []
 
 
+def test_the_demo_answers_the_examples_rightly():
+    rightly = {
+        "apple": "りんご",
+        "cat": "動物",
+        "hamburger": "ハンバーガー",
+        "key": "鍵",
+        "fire_engine": "赤",
+        "umbrella": "傘",
+    }
+    demo = load_checkpoint(DEMO)
+    examples = web.example_questions()
+    assert [file.stem for file, _ in examples] == list(rightly)
+    for file, question in examples:
+        assert rightly[file.stem] in ChatSession(*demo).ask(question, [file.read_bytes()]), file.stem
+
+
+def test_every_response_guards_the_page(page):
+    """No other page may show it in a frame; nothing of other hosts is loaded or asked; its types are what they say."""
+    with httpx.Client(base_url=page, timeout=60, trust_env=False) as client:
+        for path in ("", "config", "theme.css", "gradio_api/nothing", "gradio_api/file=/etc/passwd"):
+            headers = client.get(path).headers
+            assert headers["x-frame-options"] == "DENY" and headers["x-content-type-options"] == "nosniff"
+            policy = dict(each.strip().split(" ", 1) for each in headers["content-security-policy"].split(";"))
+            assert policy["default-src"] == "'self'" and policy["frame-ancestors"] == policy["object-src"] == "'none'"
+            assert not any("http" in sources or "*" in sources for sources in policy.values())
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "192.0.2.1", "", "[::1"]
+)
+def test_a_foreign_host_is_refused(page, host, tmp_path):
+    with httpx.Client(base_url=page, timeout=60, trust_env=False, headers={"Host": host}) as client:
+        for answer in (client.get(""), client.get("config"), client.post("gradio_api/upload", files={"files": b"a"})):
+            assert answer.status_code == 421 and answer.text == web.ELSEWHERE
+        japanese = client.get("", headers={"Accept-Language": "ja"})
+        assert japanese.text == JAPANESE[web.ELSEWHERE] and "x-frame-options" in japanese.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "listening", "own"),
+    [
+        ("127.0.0.1:7860", "127.0.0.1", True),
+        ("localhost", "127.0.0.1", True),
+        ("LOCALHOST:80", "127.0.0.1", True),
+        ("localhost.", "::1", True),
+        ("[::1]:7860", "::1", True),
+        ("127.0.0.2", "localhost", True),
+        ("evil.example", "localhost", False),
+        ("evil.example", "127.0.0.1", False),
+        ("evil.example", "::1", False),
+        ("localhost.evil.example", "127.0.0.1", False),
+        ("0x7f.1", "127.0.0.1", False),
+        ("user@127.0.0.1", "127.0.0.1", True),  # no browser sends it
+        (None, "127.0.0.1", False),
+        ("evil.example", "0.0.0.0", True),  # whoever listens to the network has names that nobody here knows
+        ("evil.example", "192.0.2.1", True),
+    ],
+)
+def test_whose_host_it_is(header, listening, own):
+    assert is_own_host(header, listening) is own
+
+
+def test_the_model_stands_on_the_page(chat_model, processor, tmp_path):
+    (tmp_path / "わたし_の <b>モデル").mkdir()
+    session = ChatSession(chat_model, processor)
+    for model, title in (
+        (None, "demo"),
+        ("rinna/bilingual-gpt-neox-4b-minigpt4", "rinna/bilingual-gpt-neox-4b-minigpt4"),
+        (str(tmp_path / "わたし_の <b>モデル"), "わたし_の bモデル"),
+    ):
+        interface, _ = web.build_page(session, Settings(model))
+        assert interface.title == f"MiniGPT-4 · {title}" and str(tmp_path) not in repr(interface.config)
+
+
+def test_settings_of_the_command_line_are_within_the_sliders(chat_model, processor):
+    options = {"temperature": 3.0, "top_p": 0.01, "max_new_tokens": 4000, "do_sample": True}
+    interface, _ = web.build_page(ChatSession(chat_model, processor), Settings(options=options))
+    sample, *sliders = interface.additional_inputs
+    assert sample.value is True and [slider.value for slider in sliders] == [3.0, 0.01, 4000]
+    assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
+
+
+def test_heic_is_offered_where_it_is_read(chat_model, processor, monkeypatch):
+    """Where it is not, iPhones convert what they upload."""
+    for reads in (True, False):
+        monkeypatch.setattr(web, "reads_heic", lambda reads=reads: reads)
+        interface, _ = web.build_page(ChatSession(chat_model, processor), Settings())
+        assert (".heic" in interface.textbox.file_types) is reads
+
+
+def test_a_port_that_is_taken(page_parts):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"Nobody can listen on 127.0.0.1, port {port}"):
+            web.launch(page_parts[0], "127.0.0.1", port)
+
+
+@pytest.fixture
+def page_with_login(page_parts):
+    interface, _ = page_parts
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    yield web.launch(interface, "127.0.0.1", port, ("わたし", "se:cret"))
+    interface.close()
+
+
+def test_a_login(page_with_login):
+    with httpx.Client(base_url=page_with_login, timeout=60, trust_env=False) as client:
+        assert client.get("config").status_code == 401 and "multimodaltextbox" not in client.get("").text
+        assert client.post("gradio_api/upload", files={"files": ("a.png", b"a")}).status_code == 401
+        joined = client.post("gradio_api/queue/join", json={"data": [], "fn_index": 0, "session_hash": "a"})
+        assert joined.status_code == 401
+        for user, password in (("わたし", "secret"), ("me", "se:cret"), ("", "")):
+            assert client.post("login", data={"username": user, "password": password}).status_code in (400, 422)
+        assert client.get("config").status_code == 401
+        assert client.post("login", data={"username": "わたし", "password": "se:cret"}).status_code == 200
+        cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+        assert client.get("config", headers={"Cookie": cookies}).status_code == 200
+
+
 def chromium() -> tuple[str, str]:
     """Browser and driver of the system; skips where they or selenium are missing."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -235,7 +373,7 @@ class Browser:
         for flag in (*flags, "--disable-dev-shm-usage", "--disable-background-networking"):
             options.add_argument(flag)
         options.add_experimental_option("prefs", {"intl.accept_languages": "ja,en"})
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
         self.address = address
         self.visitors = visitors
@@ -452,16 +590,25 @@ def test_stop_in_a_browser(browser, slowly, chat_model, processor, pictures, pic
     browser.wait(lambda: browser.box() == "どこにある?", "the last question alone in the box")
 
 
-def test_english_labels_in_a_browser(window):
+@pytest.fixture(params=["ja", "en"])
+def language(request, window) -> str:
+    """The language of a visitor's browser."""
     agent = window.driver.execute_script("return navigator.userAgent")
     override = "Emulation.setUserAgentOverride"
-    window.driver.execute_cdp_cmd(override, {"userAgent": agent, "acceptLanguage": "en-US,en"})
-    try:
-        window.open()
-        window.wait(lambda: "Settings" in window.text(), "English labels")
-        assert web.TEXTS["en"]["about"] in window.text() and web.TEXTS["ja"]["about"] not in window.text()
-    finally:
-        window.driver.execute_cdp_cmd(override, {"userAgent": agent, "acceptLanguage": "ja,en"})
+    accepted = {"ja": "ja,en", "en": "en-US,en"}
+    window.driver.execute_cdp_cmd(override, {"userAgent": agent, "acceptLanguage": accepted[request.param]})
+    yield request.param
+    window.driver.execute_cdp_cmd(override, {"userAgent": agent, "acceptLanguage": "ja,en"})
+
+
+def test_labels_in_a_browser(window, language):
+    window.open()
+    window.wait(lambda: TRANSLATIONS[language]["settings"] in window.text(), "the labels")
+    other = TRANSLATIONS["en" if language == "ja" else "ja"]
+    assert TRANSLATIONS[language]["about"] in window.text() and other["about"] not in window.text()
+    assert window.driver.title == "MiniGPT-4 · demo" and "MiniGPT-4 · demo" in window.text()
+    box = window.find("textarea")
+    assert box.get_attribute("placeholder") == TRANSLATIONS[language]["placeholder"]
 
 
 def test_a_hostile_upload_in_a_browser(browser, tmp_path):
@@ -472,34 +619,97 @@ def test_a_hostile_upload_in_a_browser(browser, tmp_path):
     browser.wait(lambda: browser.thumbnails(), "the upload")
     browser.find("textarea").send_keys("何?")
     browser.find("button.submit-button").click()
-    browser.wait(lambda: "is not a picture of a known format" in browser.text(), "the refusal")
+    browser.wait(lambda: "開ける形式の絵ではありません" in browser.text(), "the refusal")
     assert "Traceback" not in browser.text() and str(tmp_path) not in browser.text()
     browser.finish(before)
 
 
-def test_the_page_goes_on_after_each_refusal(browser, chat_model, processor, picture_files, tmp_path, monkeypatch):
-    """In a browser: what is refused is said, and the next question is answered."""
-    evil, bomb = tmp_path / "evil.png", tmp_path / "bomb.png"
+def in_language(language: str, english: str) -> str:
+    return JAPANESE[english] if language == "ja" else english
+
+
+def test_the_page_goes_on_after_each_refusal(
+    window, language, chat_model, processor, picture_files, tmp_path, monkeypatch
+):
+    """In a browser, in both languages: what is refused is said, and the next question is answered."""
+    browser = window
+    browser.open()
+    evil, bomb, huge = tmp_path / "evil.png", tmp_path / "bomb.png", tmp_path / "huge.png"
     evil.write_bytes(b"\x89PNG\r\n\x1a\n" + b"evil" * 50)
     Image.new("1", (6000, 5000)).save(bomb)
-    browser.ask("何色?")
+    huge.write_bytes(bytes(20_000_001))
+
+    def notices() -> list[str]:
+        script = "return [...document.querySelectorAll('[data-testid=toast-body]')].map(toast => toast.innerText)"
+        return [plain(told) for told in browser.driver.execute_script(script)]
+
+    def expect(title: str, message: str):
+        told = browser.wait(lambda: [each for each in notices() if message in each], message)
+        assert told[0].startswith(in_language(language, title))
+        if language == "ja":
+            assert not re.search("[A-Za-z]{3}", re.sub("PNG.*AVIF|huge.png|note.txt|\\.[a-z]+", "", told[0])), told[0]
+        browser.driver.execute_script("document.querySelectorAll('[data-testid=toast-close]').forEach(e => e.click())")
+        browser.wait(lambda: not notices(), "the notice to go")
+
+    browser.ask("何色?", picture_files[0])
     refusals = [
-        ("not a picture", "何?", [evil]),
-        ("pixels", "何?", [bomb]),
-        ("9 pictures at once; at most 8", "何?", [picture_files[0]] * 9),
-        ("context window", "長" * 2000, []),
-        ("Ask something", " ", []),
+        ({"en": "not a picture", "ja": "開ける形式の絵ではありません"}, "何?", [evil]),
+        ({"en": "30,000,000 pixels", "ja": "30,000,000 画素"}, "何?", [bomb]),
+        ({"en": "9 pictures at once; at most 8", "ja": "一度に 9 枚は多すぎます"}, "何?", [picture_files[0]] * 9),
+        ({"en": "context window", "ja": "質問が長すぎます"}, "長" * 2000, []),
+        ({"en": "Ask something", "ja": "質問を書くか"}, " ", []),
     ]
-    for number, (message, question, files) in enumerate(refusals, 1):
+    for number, (messages, question, files) in enumerate(refusals, 1):
         copies = [shutil.copy(file, tmp_path / f"{number}-{place}.png") for place, file in enumerate(files)]
         browser.submit(question, *copies)
-        browser.wait(lambda message=message: message in browser.text(), message)
+        expect("Warning", messages[language])
         browser.finish(number)
         browser.ask("鳥?")
     monkeypatch.setattr(ChatSession, "stream", lambda *given, **options: 1 / 0)
     browser.submit("何?")
-    browser.wait(lambda: "答えられませんでした" in browser.text(), "the failure")
+    expect("Warning", in_language(language, web.FAILED))
     monkeypatch.undo()
     browser.finish(number + 1)
     browser.ask("鳥?")
-    assert [question for question, _, _ in browser.turns()] == ["何色?", *["鳥?"] * (number + 1)]
+    monkeypatch.setattr(web, "MAX_WAITING_PER_ADDRESS", 0)
+    browser.submit("何?")
+    expect("Error", in_language(language, web.BUSY))
+    browser.wait(lambda: browser.all("button.submit-button") and browser.find("textarea").is_enabled(), "the box")
+    monkeypatch.undo()
+    browser.ask("鳥?")
+    browser.find("input[type=file]").send_keys(str(huge))
+    expect("Error", {"en": "exceed the maximum allowed size", "ja": "大きすぎます"}[language])
+    script = """const files = new DataTransfer();
+    files.items.add(new File(["x"], "note.txt", { type: "text/plain" }));
+    arguments[0].files = files.files;
+    arguments[0].dispatchEvent(new Event("change", { bubbles: true }));"""
+    browser.driver.execute_script(script, browser.find("input[type=file]"))
+    expect("Error", {"en": "Invalid file type: note.txt.", "ja": "絵ではないようです: note.txt。"}[language])
+    browser.ask("鳥?")
+    assert [question for question, _, _ in browser.turns()] == ["何色?", *["鳥?"] * (number + 3)]
+    refused = [
+        entry["message"] for entry in browser.driver.get_log("browser") if "Content Security" in entry["message"]
+    ]
+    assert refused == []  # by the policy: the page bears it
+
+
+def test_an_answer_without_a_picture_says_so_on_the_page(window, language, picture_files):
+    window.open()
+    window.ask("何色?")
+    window.wait(lambda: in_language(language, NO_PICTURE) in window.text(), "the notice")
+    assert in_language(language, "Info") in window.text()
+    window.open()
+    window.ask("何色?", picture_files[0])
+    window.ask("鳥?")
+    assert in_language(language, NO_PICTURE) not in window.text()
+
+
+def test_gradio_still_says_what_is_translated():
+    """The sentences that the page's script looks for stand in the installed gradio's own scripts."""
+    import gradio
+
+    assets = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
+    scripts = "".join(file.read_text(encoding="utf-8") for file in assets.glob("*.js"))
+    for english in GRADIO_TEXTS:
+        pieces = re.split(r"\{\w+\}", english.replace("types", "type").replace(": {names}", "{names}"))
+        assert all(piece.strip() in scripts for piece in pieces), english
