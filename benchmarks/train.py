@@ -235,8 +235,9 @@ CPU_ATTENTION: dict[Any, Callable] = {
 
 
 def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[str, float]:
-    """The article's operations over ours, counted on tensors without content. Left out: the projection, and attention
-    to the seven constant tokens before the picture."""
+    """The article's operations over ours, and our 1e12 operations a picture in the language model and in the encoder,
+    counted on tensors without content. Left out: the projection, and attention to the seven constant tokens before the
+    picture."""
     with torch.device("meta"):
         model = JMiniGPT4ForConditionalGeneration(config)
     model.freeze()
@@ -246,8 +247,13 @@ def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[
     rows, length = padded(groups)["input_ids"].shape
     article = _encoder_operations(model, rows) + _language_operations(model, rows, length)
     ours = sum(_language_operations(model, 1, len(pack.input_ids), len(pack.supervised.unique())) for pack in packs)
-    fresh = ours + _encoder_operations(model, pictures)
-    return {"operations_ratio": article / ours, "operations_ratio_no_cache": article / fresh}
+    encoder = _encoder_operations(model, pictures)
+    return {
+        "operations_ratio": article / ours,
+        "operations_ratio_no_cache": article / (ours + encoder),
+        "tera_operations_a_picture": ours / pictures / 1e12,
+        "encoder_tera_operations_a_picture": encoder / pictures / 1e12,
+    }
 
 
 def _encoder_operations(model: JMiniGPT4ForConditionalGeneration, pictures: int) -> int:
