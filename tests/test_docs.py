@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -103,12 +104,9 @@ def differences(english: str, japanese: str, name: str) -> list[str]:
         name: File name of the English page, which a left out table has to be linked to.
     """
     pages = sections(english), sections(japanese)
+    if [section.level for section in pages[0]] != [section.level for section in pages[1]]:
+        return _different_headings(*pages)
     found = []
-    for number, pair in enumerate(itertools.zip_longest(*pages)):
-        levels = [section.level if section else None for section in pair]
-        if levels[0] != levels[1]:
-            names = [f"'{'#' * section.level} {section.heading}'" if section else "nothing" for section in pair]
-            return [f"heading {number} is {names[0]} in English and {names[1]} in Japanese"]
     for ours, theirs in zip(*pages, strict=True):
         where = f"in '{ours.heading}' / '{theirs.heading}'"
         found += [f"{each} {where}" for each in _different_blocks(ours, theirs)]
@@ -118,6 +116,20 @@ def differences(english: str, japanese: str, name: str) -> list[str]:
                 f"text has the figures {sorted(ours.figures - theirs.figures)} in English alone and "
                 f"{sorted(theirs.figures - ours.figures)} in Japanese alone, {where}"
             )
+    return found
+
+
+def _different_headings(english: list[Section], japanese: list[Section]) -> list[str]:
+    """Sections are known again by their level, code and figures: their names are translated."""
+    known = [[(each.level, each.figures, [block.compared for block in each.blocks]) for each in page]
+             for page in (english, japanese)]  # fmt: skip
+    indices = [[known[0].index(key) if key in known[0] else -1 for key in page] for page in known]
+    found = []
+    for kind, *ends in SequenceMatcher(None, *indices, autojunk=False).get_opcodes():
+        if kind != "equal":
+            parts = english[ends[0] : ends[1]], japanese[ends[2] : ends[3]]
+            names = [", ".join(f"'{'#' * each.level} {each.heading}'" for each in part) or "nothing" for part in parts]
+            found.append(f"headings: {names[0]} in English stands against {names[1]} in Japanese")
     return found
 
 
@@ -171,8 +183,8 @@ def test_both_languages_say_the_same(page):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (("## 練習\n", ""), "heading 2 is '## Rehearsal' in English and nothing in Japanese"),
-        (("## 練習", "### 練習"), "heading 2 is '## Rehearsal' in English and '### 練習' in Japanese"),
+        (("## 練習\n", ""), "headings: '# Title', '## Rehearsal' in English stands against '# 題' in Japanese"),
+        (("## 練習", "### 練習"), "headings: '## Rehearsal' in English stands against '### 練習' in Japanese"),
         (("--image b.png", "--image c.png"), "code block 1 has 'jminigpt4 chat --image b.png' in English and"),
         (("| 10.4 |", "| 10.5 |"), "table 1 has the row '| loss | 10.4 |' in English and '| 損失 | 10.5 |' in"),
         (("32 個", "33 個"), "text has the figures ['32'] in English alone and ['33'] in Japanese alone, in 'Title'"),
