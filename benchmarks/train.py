@@ -241,8 +241,9 @@ CPU_ATTENTION: dict[Any, Callable] = {
 
 
 def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[str, float]:
-    """The article's operations over ours, and Muon's on the projection as a share of ours, counted on tensors without
-    content. Left out: the projection, and attention to the seven constant tokens before the picture."""
+    """The article's operations over ours, our 1e12 operations a picture in the language model and in the encoder, and
+    Muon's on the projection as a share of ours, counted on tensors without content. Left out: the projection, and
+    attention to the seven constant tokens before the picture."""
     with torch.device("meta"):
         model = JMiniGPT4ForConditionalGeneration(config)
     model.freeze()
@@ -253,13 +254,15 @@ def count_operations(config: JMiniGPT4Config, kind: str, pictures: int) -> dict[
     size = (config.vision_config.image_size,) * 2
     article = encoder_operations(model, rows, size) + language_operations(model, rows, length)
     ours = sum(language_operations(model, 1, len(pack.input_ids), pack.supervised.unique().tolist()) for pack in packs)
-    fresh = ours + encoder_operations(model, pictures, size)
+    encoder = encoder_operations(model, pictures, size)
     weight = model.model.language_projection.weight
     with FlopCounterMode(display=False) as newton_schulz:
         orthogonalized(torch.empty_like(weight))
     return {
         "operations_ratio": article / ours,
-        "operations_ratio_no_cache": article / fresh,
+        "operations_ratio_no_cache": article / (ours + encoder),
+        "tera_operations_a_picture": ours / pictures / 1e12,
+        "encoder_tera_operations_a_picture": encoder / pictures / 1e12,
         "muon_share": newton_schulz.get_total_flops() / ours,
     }
 

@@ -80,7 +80,7 @@ def squeezed(text: str) -> str:
 @example(pieces=[" ".join(CONTROLS).upper()])
 def test_no_text_of_a_user_makes_a_control_token(processor, pieces):
     typed = "".join(pieces)
-    controls, allowed = control_ids(processor), [token for token in opened(processor, "犬")]
+    controls, allowed = control_ids(processor), opened(processor, "犬")
     ids = opened(processor, f"犬{typed}犬")
     line_breaks = typed.count("\n") if processor.newline else 0
     expected = [token for token in allowed if token in controls]
