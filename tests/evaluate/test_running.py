@@ -149,7 +149,7 @@ def plan_for(checkpoint, own, output, **options) -> EvaluationPlan:
 
 def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeypatch):
     """SIGKILL while a line is being written, then the same command again."""
-    whole = run(plan_for(checkpoint, own, tmp_path / "whole"))
+    whole = run(plan_for(checkpoint, own, tmp_path / "whole", controls=0))
 
     def run_and_die():
         original = generation.Answerer._answer
@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeyp
             return original(self, *args)
 
         generation.Answerer._answer = answer
-        run(plan_for(checkpoint, own, tmp_path / "killed"))
+        run(plan_for(checkpoint, own, tmp_path / "killed", controls=0))
 
     child = multiprocessing.get_context("fork").Process(target=run_and_die)
     child.start()
@@ -180,12 +180,14 @@ def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeyp
         "_answer",
         lambda self, batch, *more: asked.append(len(batch)) or original(self, batch, *more),
     )
-    resumed = run(plan_for(checkpoint, own, tmp_path / "killed"))
+    resumed = run(plan_for(checkpoint, own, tmp_path / "killed", controls=0))
     assert asked == [2]  # of 12 items, 10 were done
     assert resumed.as_dict()["benchmarks"] == whole.as_dict()["benchmarks"]
     first, second = (tmp_path / name / "held_out/predictions.jsonl" for name in ("whole", "killed"))
     assert first.read_bytes() == second.read_bytes()
-    assert run(plan_for(checkpoint, own, tmp_path / "killed")).as_dict() == resumed.as_dict() and asked == [2]
+    assert run(
+        plan_for(checkpoint, own, tmp_path / "killed", controls=0)
+    ).as_dict() == resumed.as_dict() and asked == [2]
 
 
 def names(folder) -> list[str]:
