@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 IMAGE_IDS = "image_ids.txt"
 JUDGE_REQUESTS = "judge_requests.jsonl"
 HERON_ANSWERS = "answers.jsonl"
+JUDGED = ("judge", "questions", "answers", "boxed")
+"""Kinds of scoring beside which a judge can say more."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def _votes(
     """The judge's votes by item id, on answers to open questions."""
     from tqdm import tqdm
 
-    if request.benchmark.scoring not in ("judge", "questions"):
+    if request.benchmark.scoring not in JUDGED:
         return None
     coming = judge.judged(items, answers, plan.output / request.title)
     quiet = None if plan.progress else True

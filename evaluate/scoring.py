@@ -1,6 +1,6 @@
 """Answers of one model to one benchmark, scored: metrics with intervals, categories, health, best and worst items."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,9 +10,19 @@ from .intervals import RESAMPLES, Difference, compare, holm, interval
 from .items import Item
 from .metrics.captions import caption_measures
 from .metrics.choices import accuracy, chosen_option
+from .metrics.content import content_measures
 from .metrics.health import Health, health
 from .metrics.judging import heron_score
 from .metrics.measure import Measure, mean_of
+from .metrics.reading import (
+    boxed,
+    character_f1,
+    contained,
+    contained_by_domain,
+    document_scores,
+    edit_similarity,
+    receipt_f1,
+)
 from .metrics.texts import chrf, exact_match, japanese_only, rouge_l
 from .predictions import Prediction
 
@@ -125,19 +135,43 @@ def measures_of(
         return [], [
             "Not scored yet: give the verdicts on judge_requests.jsonl with --judge-scores, or a judge with --judge."
         ]
-    if scoring == "choices":
-        options = [item.details["options"] for item in items]
-        named = [
-            100.0 * (chosen_option(answer, given) is not None) if given else np.nan
-            for answer, given in zip(answers, options, strict=True)
-        ]
-        return [accuracy(answers, references, options), mean_of("answers that name an option", named, share=True)], []
-    return _question_measures(request.protocol, answers, references)
+    if scoring == "questions":
+        measures, notes = _question_measures(request.protocol, answers, references)
+        return [*measures, *content_measures(answers, references, [item.question for item in items])], notes
+    return SCORINGS[scoring](items, answers, references), []
 
 
-def _question_measures(
-    protocol: str, answers: list[str], references: list[tuple[str, ...]]
-) -> tuple[list[Measure], list[str]]:
+References = Sequence[tuple[str, ...]]
+
+
+def _choice_measures(items: Sequence[Item], answers: list[str], references: References) -> list[Measure]:
+    options = [item.details["options"] for item in items]
+    named = [
+        100.0 * (chosen_option(answer, given) is not None) if given else np.nan
+        for answer, given in zip(answers, options, strict=True)
+    ]
+    return [accuracy(answers, references, options), mean_of("answers that name an option", named, share=True)]
+
+
+SCORINGS: dict[str, Callable[[Sequence[Item], list[str], References], list[Measure]]] = {
+    "choices": _choice_measures,
+    "answers": _choice_measures,
+    "letters": lambda items, said, right: [contained(said, right), *_choice_measures(items, said, right)],
+    "documents": lambda items, said, right: document_scores(
+        said, right, [each.fields["answer_type"] for each in items]
+    ),
+    "domains": lambda items, said, right: [
+        contained_by_domain(said, right, [each.fields["domain"] for each in items])
+    ],
+    "characters": lambda items, said, right: [character_f1(said, right)],
+    "edits": lambda items, said, right: [edit_similarity(said, right)],
+    "receipts": lambda items, said, right: receipt_f1(said, right),
+    "boxed": lambda items, said, right: _question_measures("", [boxed(each) for each in said], right)[0],
+}
+"""Measures of the kinds of benchmarks that need nothing but answers and references, the benchmark's own first."""
+
+
+def _question_measures(protocol: str, answers: list[str], references: References) -> tuple[list[Measure], list[str]]:
     if not protocol:
         measures = [
             exact_match(answers, references),

@@ -58,3 +58,11 @@ def test_no_module_imports_itself_through_others(graph):
         TopologicalSorter({name: takes - faces for name, takes in graph.items() if name not in faces}).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_every_folder_of_modules_is_installed():
+    """`setup.py` finds packages by their `__init__.py`: without one a folder is in a checkout and in no wheel."""
+    shipped_as_files = {ROOT / "evaluate/bridges/lmms_eval_tasks"}
+    folders = {file.parent for place in ALLOWED for file in (ROOT / place).rglob("*.py")}
+    bare = [folder for folder in folders - shipped_as_files if not (folder / "__init__.py").is_file()]
+    assert bare == []

@@ -303,7 +303,7 @@ def test_two_models_are_compared_on_the_same_items(tmp_path, own, answers):
         )
     )
     found = better.results[0].differences
-    assert [each.difference > 50 and each.real for each in found] == [True] * 3
+    assert [each.difference > 50 and each.real for each in found] == [True] * 5
     assert better.as_dict()["differences"]["held_out"][0]["low"] > 50
     page = (tmp_path / "good/report.html").read_text(encoding="utf-8")
     assert "Compared with" in page and ">better<" in page
@@ -359,7 +359,7 @@ def test_the_command_prints_scores(tmp_path, checkpoint, own):
     arguments = ["evaluate", str(checkpoint), "-b", str(own), "-o", str(tmp_path / "out"), "--max-new-tokens", "4"]
     found = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     sheet = json.loads(found.stdout.strip().splitlines()[-1])
-    assert sheet["model"] == str(checkpoint) and len(sheet["benchmarks"]) == 3
+    assert sheet["model"] == str(checkpoint) and len(sheet["benchmarks"]) == 5
     assert sheet["health"]["held_out"]["cut_off"] is not None
     table = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert "95 % interval" in table and "report.html" in table
