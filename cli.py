@@ -14,6 +14,7 @@ from . import __version__, register
 from .chat import commands as chat
 from .convert import commands as convert
 from .evaluate import commands as evaluate
+from .refine import commands as refine
 from .train import commands as train
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ VERBS = (
     *(chat.chat, chat.serve, chat.serve_command),
     *(convert.convert, convert.verify, convert.publish),
     *(train.train, train.features, train.data),
+    refine.refine,
     evaluate.evaluate,
     env,
 )

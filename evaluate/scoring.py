@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..japanese_text import Health, health
 from .benchmarks import Request
 from .intervals import RESAMPLES, Difference, compare, holm, interval
 from .items import Item
 from .metrics.captions import caption_measures
 from .metrics.choices import accuracy, chosen_option
 from .metrics.content import content_measures
-from .metrics.health import Health, health
 from .metrics.judging import heron_score
 from .metrics.measure import Measure, mean_of
 from .metrics.reading import (

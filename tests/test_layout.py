@@ -9,12 +9,12 @@ import pytest
 import jminigpt4
 
 ROOT = Path(jminigpt4.__file__).parent
-ROOMS = ("convert", "train", "chat", "evaluate")
+ROOMS = ("convert", "train", "refine", "chat", "evaluate")
 HALL = ("configuration_jminigpt4", "language_jminigpt4", "modeling_jminigpt4", "processing_jminigpt4")
 # What the code of each place may take from this package besides its own folder. The root package is the hall's face.
-ALLOWED = {room: {"data", "inference", "checkpoint", "schema", "", *HALL} for room in ROOMS}
-ALLOWED |= {place: {"checkpoint", "schema", "", *HALL} for place in ("data", "inference")}
-ALLOWED |= {"checkpoint": set(), "schema": set()}
+ALLOWED = {room: {"data", "inference", "checkpoint", "japanese_text", "schema", "", *HALL} for room in ROOMS}
+ALLOWED |= {place: {"checkpoint", "japanese_text", "schema", "", *HALL} for place in ("data", "inference")}
+ALLOWED |= {"checkpoint": set(), "japanese_text": set(), "schema": set()}
 ALLOWED |= {name: set(HALL) for name in HALL} | {"serving": {"", *HALL}}
 
 

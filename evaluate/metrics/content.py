@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...japanese_text import tagger
 from .measure import Measure, mean_of
-from .tokenization import JapaneseTokenizer, tagger
+from .tokenization import JapaneseTokenizer
 
 # UniDic's parts of speech, and those of their kinds that only carry grammar: 事, する, いる, です.
 _CONTENT = {"名詞", "動詞", "形容詞", "形状詞", "副詞", "代名詞", "感動詞"}
