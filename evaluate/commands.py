@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .benchmarks import BENCHMARKS, parse_request
+from .controls import CONTROLS
 
 
 def named_benchmarks() -> Iterator[str]:
@@ -41,7 +42,20 @@ def evaluate(
         Path | None, typer.Option(help="Output folder of another model: which differences are real?")
     ] = None,
     judge_scores: Annotated[Path | None, typer.Option(help="A judge's verdicts on Heron-Bench, JSON lines.")] = None,
-    judge: Annotated[str, typer.Option(help="Judge that the requests are written for.")] = "gpt-4o-2024-11-20",
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible server that judges Heron-Bench and open answers."),
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Name of the judging model.")] = "gpt-4o-2024-11-20",
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server to be examined, with --model.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="What the --endpoint calls its model.")
+    ] = None,
+    controls: Annotated[
+        int, typer.Option(min=0, help="Items of a benchmark also asked without and with another picture; 0: none.")
+    ] = CONTROLS,
     train_data: Annotated[
         list[Path] | None,
         typer.Option(help="Training file: how many pictures of the benchmark are in it? Repeatable."),
@@ -64,6 +78,10 @@ def evaluate(
 
     from .running import EvaluationPlan, run
 
+    if (endpoint is None) != (model_name is None) or (endpoint and model):
+        raise ValueError(
+            "A server is examined by --endpoint URL and --model NAME, a checkpoint by its folder or Hub name."
+        )
     chosen = {
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -76,12 +94,15 @@ def evaluate(
     plan = EvaluationPlan(
         requests=[parse_request(each, images or (), prompt, only) for each in benchmark or []],
         output=output,
-        model=model,
+        model=model_name or model,
+        endpoint=endpoint,
+        controls=controls,
         generation={name: value for name, value in chosen.items() if value is not None},
         limit=limit,
         answered=score_only or [],
         verdicts=judge_scores,
         judge=judge,
+        judge_model=judge_model,
         other=compare,
         training=train_data or [],
         twins=coco_twins,

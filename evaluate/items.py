@@ -63,8 +63,16 @@ def decode_picture(picture: Picture, image_processor: Any) -> "Image.Image":
     Raises:
         ValueError: It is not there or cannot be decoded; the message names it.
     """
+    return image_processor.to_rgb(picture_content(picture), f"The picture {picture.name}")
+
+
+def picture_content(picture: Picture) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        ValueError: It is not there; the message names it.
+    """
     try:
-        content = picture.read()
+        return picture.read()
     except OSError:
         raise ValueError(f"The picture {picture.name} cannot be read: is it still where it was?") from None
-    return image_processor.to_rgb(content, f"The picture {picture.name}")

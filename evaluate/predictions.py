@@ -27,12 +27,14 @@ class Prediction:
         question: What was asked.
         answer: The text that the model generated.
         cut_off: Whether the token limit ended it; `None` where that is not known.
+        refused: Why a server did not take the question, which counts as answered with nothing.
     """
 
     id: str
     question: str
     answer: str
     cut_off: bool | None = None
+    refused: str | None = None
 
 
 _PREDICTION = TypeAdapter(Prediction)
@@ -46,6 +48,7 @@ class _Answer(BaseModel):
     answer: str
     question: str = ""
     cut_off: bool | None = None
+    refused: str | None = None
 
 
 class _ForeignAnswer(BaseModel):
@@ -123,7 +126,11 @@ class PredictionFile:
 
     def add(self, predictions: Sequence[Prediction]):
         """Appends answers; they are on the disk when this returns."""
-        lines = "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in predictions)
+        rows = [asdict(each) for each in predictions]
+        for row in rows:
+            if row["refused"] is None:
+                del row["refused"]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(lines)
             file.flush()

@@ -71,6 +71,7 @@ def _section(result: Result, sheet: Sheet) -> dict[str, Any]:
         "dataset": result.request.dataset,
         "pictures": len({picture for item in result.items for picture in item.pictures}),
         "anchors": anchors(result.request),
+        "controls": sheet.controls.get(result.request.title),
         "overlaps": [each for each in sheet.overlaps if each.benchmark == result.request.title],
         "histograms": list(_histograms(result, ranking)),
         "ranking": ranking.name if ranking else None,

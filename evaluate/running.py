@@ -1,26 +1,32 @@
 """From a model and the names of benchmarks to answers, scores and a report."""
 
-import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoint import finished_file, locked_folder, remove_unfinished
 from ..data.ids import read_twins
 from ..extras import require
 from .benchmarks import Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
+from .controls import BLIND, CONTROLS, SHUFFLED, control_items, score_controls
+from .examinee import Examinee, checkpoint_examinee, endpoint_examinee
 from .items import Item
 from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions, read_settings
 from .report import write_report
 from .scoring import Result, differences, score
 from .sheet import Sheet
 
+if TYPE_CHECKING:
+    from .judge import Judge, Votes
+
 IMAGE_IDS = "image_ids.txt"
 JUDGE_REQUESTS = "judge_requests.jsonl"
 HERON_ANSWERS = "answers.jsonl"
+JUDGED = ("judge", "questions", "answers", "boxed")
+"""Kinds of scoring beside which a judge can say more."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,11 @@ class EvaluationPlan:
         limit: Only the first of each benchmark, this many.
         answered: Files of answers to be scored in the place of a model's.
         verdicts: File of a judge's verdicts.
-        judge: Name of the judge that requests are written for.
+        endpoint: Address of an OpenAI-compatible server that answers in the place of a checkpoint; `model` is then
+            its name for the model.
+        controls: Items of each benchmark that are asked again without their picture and with another; 0: none.
+        judge: Address of a server that judges Heron-Bench and open answers.
+        judge_model: Name of the judge, there and in the requests that are written for one.
         other: Output folder of another model's evaluation, to be compared with.
         training: Training files that are looked through for pictures of the benchmarks.
         twins: Visual Genome's `image_data.json`.
@@ -51,7 +61,10 @@ class EvaluationPlan:
     limit: int | None = None
     answered: Sequence[Path] = ()
     verdicts: Path | None = None
-    judge: str = "gpt-4o-2024-11-20"
+    endpoint: str | None = None
+    controls: int = CONTROLS
+    judge: str | None = None
+    judge_model: str = "gpt-4o-2024-11-20"
     other: Path | None = None
     training: Sequence[Path] = ()
     twins: Path | None = None
@@ -59,6 +72,23 @@ class EvaluationPlan:
     device: str | None = None
     dtype: str | None = None
     progress: bool = True
+
+
+@dataclass
+class Answered:
+    """What a model answered.
+
+    Args:
+        model: Its name.
+        predictions: Benchmark -> answers, in the order of its items.
+        settings: Benchmark -> what they were made with.
+        controls: Benchmark -> control -> answers.
+    """
+
+    model: str
+    predictions: dict[str, list[Prediction]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    controls: dict[str, dict[str, list[Prediction]]] = field(default_factory=dict)
 
 
 def run(plan: EvaluationPlan) -> Sheet:
@@ -69,10 +99,10 @@ def run(plan: EvaluationPlan) -> Sheet:
         OSError: A file is missing, or another process writes in the output folder.
         ImportError: A library of the extra `evaluate` is missing.
     """
-    requests, answered, limit = _requests(plan)
+    requests, files, limit = _requests(plan)
     if not requests:
         raise ValueError("Name a benchmark: --benchmark NAME[:PROTOCOL][=PATH].")
-    if plan.model is None and not answered and not plan.training:
+    if plan.model is None and not files and not plan.training:
         raise ValueError("Name a MODEL to be examined, or give its answers with --score-only.")
     require("evaluate", "jinja2", "matplotlib")  # of the report, which comes last
     titles = [request.title for request in requests]
@@ -80,13 +110,13 @@ def run(plan: EvaluationPlan) -> Sheet:
         raise ValueError(f"A benchmark is named twice: {', '.join(titles)}.")
     examined = {request.title: read_items(request, limit) for request in requests}
     overlaps = list(_overlaps(plan, examined))
-    if plan.model is None and not answered:
+    if plan.model is None and not files:
         return Sheet("", [], overlaps=overlaps)
-    given = _given(requests, examined, answered) if answered else None
-    loaded = None if answered else _load(plan)
+    given = _given(requests, examined, files) if files else None
+    examinee = None if given else _examinee(plan)
     with locked_folder(plan.output):
-        predictions, settings, model = given or _asked(plan, loaded, requests, examined)
-        return _scored(plan, Sheet(model, [], settings, overlaps), requests, examined, predictions)
+        answered = given or _asked(plan, cast(Examinee, examinee), requests, examined)
+        return _scored(plan, answered, overlaps, requests, examined)
 
 
 def _requests(plan: EvaluationPlan) -> tuple[list[Request], list[Path], int | None]:
@@ -118,65 +148,89 @@ def _overlaps(plan: EvaluationPlan, examined: dict[str, list[Item]]) -> Iterator
             yield overlap(file, title, items, twins)
 
 
-def _given(
-    requests: Sequence[Request], examined: dict[str, list[Item]], answered: Sequence[Path]
-) -> tuple[dict[str, list[Prediction]], dict[str, dict[str, Any]], str]:
-    predictions, settings = {}, {}
-    for request, path in zip(requests, answered, strict=True):
-        predictions[request.title] = in_order(examined[request.title], read_predictions(path), path)
+def _given(requests: Sequence[Request], examined: dict[str, list[Item]], files: Sequence[Path]) -> Answered:
+    """Answers that lie there, with those to the controls beside them."""
+    answered = Answered(str(files[0]))
+    for request, path in zip(requests, files, strict=True):
+        title, items = request.title, examined[request.title]
+        answered.predictions[title] = in_order(items, read_predictions(path), path)
         recorded = path.parent / SETTINGS
         if path.name == PREDICTIONS and recorded.is_file():
-            settings[request.title] = read_settings(recorded)
-    names = {each["model"] for each in settings.values()}
-    return predictions, settings, names.pop() if len(names) == 1 else str(answered[0])
+            answered.settings[title] = read_settings(recorded)
+            answered.controls[title] = dict(_given_controls(path.parent, items))
+    names = {each["model"] for each in answered.settings.values()}
+    if len(names) == 1:
+        answered.model = names.pop()
+    return answered
 
 
-def _load(plan: EvaluationPlan) -> tuple[Any, Any]:
-    from ..inference.loading import load_checkpoint
+def _given_controls(folder: Path, items: list[Item]) -> Iterator[tuple[str, list[Prediction]]]:
+    for control in (BLIND, SHUFFLED):
+        path = folder / control / PREDICTIONS
+        if path.is_file() and (path.parent / SETTINGS).is_file():
+            size = read_settings(path.parent / SETTINGS).get("controls", 0)
+            changed = control_items(items, size).get(control, [])
+            yield control, in_order(changed, read_predictions(path), path)
 
-    return load_checkpoint(str(plan.model), plan.device, plan.dtype)
+
+def _examinee(plan: EvaluationPlan) -> Examinee:
+    if plan.endpoint is None:
+        return checkpoint_examinee(str(plan.model), plan.device, plan.dtype)
+    if plan.device or plan.dtype:
+        raise ValueError("Where and how a server computes is its own: leave --device and --dtype out.")
+    return endpoint_examinee(plan.endpoint, str(plan.model))
 
 
 def _asked(
-    plan: EvaluationPlan, loaded: Any, requests: Sequence[Request], examined: dict[str, list[Item]]
-) -> tuple[dict[str, list[Prediction]], dict[str, dict[str, Any]], str]:
+    plan: EvaluationPlan, examinee: Examinee, requests: Sequence[Request], examined: dict[str, list[Item]]
+) -> Answered:
     """Has the model answer what it has not answered yet."""
+    answered = Answered(examinee.name)
+    for request in requests:
+        items, title = examined[request.title], request.title
+        predictions, answered.settings[title] = _ask(plan, examinee, request, items, title)
+        answered.predictions[title] = predictions
+        for control, changed in control_items(items, _controls_of(plan, request)).items():
+            said, _ = _ask(plan, examinee, request, changed, f"{title}/{control}", control=control)
+            answered.controls.setdefault(title, {})[control] = said
+    return answered
+
+
+def _controls_of(plan: EvaluationPlan, request: Request) -> int:
+    return 0 if request.benchmark.scoring == "judge" else plan.controls
+
+
+def _ask(
+    plan: EvaluationPlan, examinee: Examinee, request: Request, items: list[Item], name: str, **changed: str
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """The answers to `items`, kept in the folder `name`, and what they were made with."""
     from tqdm import tqdm
 
-    from ..inference.loading import fingerprint
-    from .generation import Answerer, Generation
+    from .generation import Generation
 
-    model, processor = loaded
-    predictions, settings = {}, {}
-    for request in requests:
-        items = examined[request.title]
-        chosen: dict[str, Any] = {"max_new_tokens": request.benchmark.max_new_tokens, **plan.generation}
-        generation = Generation(**chosen)
-        settings[request.title] = {
-            "model": str(plan.model),
-            "checkpoint": fingerprint(str(plan.model)),
-            **_account(request, plan.limit),
-            **generation.as_dict(),
-            "device": model.device.type,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            **_versions(),
-        }
-        answerer = Answerer(model, processor, generation, items)
-        settings[request.title]["unanswerable"] = len(answerer.unanswerable)
-        file = PredictionFile(plan.output / request.title, settings[request.title])
-        done = set(file.done)
-        with tqdm(
-            total=len(items),
-            initial=len(done),
-            desc=request.title,
-            unit="item",
-            disable=None if plan.progress else True,
-        ) as bar:
-            for batch in answerer.answers(done):
-                file.add(batch)
-                bar.update(len(batch))
-        predictions[request.title] = in_order(items, file.done, file.path)
-    return predictions, settings, str(plan.model)
+    chosen: dict[str, Any] = {"max_new_tokens": request.benchmark.max_new_tokens, **plan.generation}
+    generation = Generation(**chosen)
+    settings = {
+        "model": examinee.name,
+        **_account(request, plan.limit),
+        **generation.as_dict(),
+        **examinee.settings,
+        **changed,
+    }
+    answerer = examinee.answerer(generation, items)
+    settings["unanswerable"] = len(answerer.unanswerable)
+    if changed:
+        settings["controls"] = plan.controls
+    remove_unfinished(plan.output / name)
+    file = PredictionFile(plan.output / name, settings)
+    done = set(file.done)
+    with tqdm(
+        total=len(items), initial=len(done), desc=name, unit="item", disable=None if plan.progress else True
+    ) as bar:
+        for batch in answerer.answers(done):
+            file.add(batch)
+            bar.update(len(batch))
+    return in_order(items, file.done, file.path), settings
 
 
 def _account(request: Request, limit: int | None) -> dict[str, Any]:
@@ -191,43 +245,98 @@ def _account(request: Request, limit: int | None) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jminigpt4", "torch", "transformers")}
-
-
 def _scored(
     plan: EvaluationPlan,
-    sheet: Sheet,
+    answered: Answered,
+    overlaps: list[Overlap],
     requests: Sequence[Request],
     examined: dict[str, list[Item]],
-    predictions: dict[str, list[Prediction]],
 ) -> Sheet:
     from .metrics.judging import read_verdicts
 
+    sheet = Sheet(answered.model, [], answered.settings, overlaps)
     verdicts = read_verdicts(plan.verdicts) if plan.verdicts else None
+    judge = _judge(plan)
     for request in requests:
-        items, answers = examined[request.title], predictions[request.title]
-        result = score(request, items, answers, verdicts)
-        if silent := sheet.settings.get(request.title, {}).get("unanswerable"):
-            result.notes.append(f"{silent} prompts fill the context window by themselves and count as unanswered.")
+        title, items, answers = request.title, examined[request.title], answered.predictions[request.title]
+        votes = _votes(judge, request, items, answers, plan) if judge else None
+        result = score(request, items, answers, **_verdicts(request, votes, verdicts))
+        result.notes += _notes(sheet.settings.get(title, {}), answers, votes, plan)
+        if controls := score_controls(request, items, answers, answered.controls.get(title, {})):
+            sheet.controls[title] = controls
         if plan.other is not None:
             sheet.other = _compare(plan.other, result, verdicts)
         sheet.results.append(result)
-        folder = plan.output / request.title
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
-        with finished_file(folder / IMAGE_IDS) as file:
-            file.write_text("\n".join(benchmark_ids(items)) + "\n", encoding="utf-8")
-        if request.benchmark.scoring == "judge":
-            _write_for_judge(folder, items, [each.answer for each in answers], sheet.model, plan.judge)
-        if plan.export is not None:
-            from .bridges.llm_jp import export_predictions
-
-            export_predictions(plan.export, request, items, answers, sheet.model)
+        _write_beside(plan, request, items, answers, sheet.model)
     remove_unfinished(plan.output)
     sheet.write(plan.output)
     write_report(sheet, plan.output)
     return sheet
+
+
+def _judge(plan: EvaluationPlan) -> "Judge | None":
+    if plan.judge is None:
+        return None
+    from ..inference.endpoint import Endpoint
+    from .judge import Judge
+
+    endpoint = Endpoint(plan.judge, plan.judge_model)
+    endpoint.check()
+    return Judge(endpoint)
+
+
+def _votes(
+    judge: "Judge", request: Request, items: list[Item], answers: list[Prediction], plan: EvaluationPlan
+) -> "dict[str, Votes] | None":
+    """The judge's votes by item id, on answers to open questions."""
+    from tqdm import tqdm
+
+    if request.benchmark.scoring not in JUDGED:
+        return None
+    coming = judge.judged(items, answers, plan.output / request.title)
+    quiet = None if plan.progress else True
+    bar = tqdm(coming, desc=f"{request.title}, judged", total=len(items), unit="item", disable=quiet)
+    return {each.id: each for each in bar}
+
+
+def _verdicts(request: Request, votes: "dict[str, Votes] | None", given: dict | None) -> dict[str, Any]:
+    """Arguments of `score`: the verdicts that a file gives, or the judge's."""
+    if request.benchmark.scoring != "judge":
+        return {"right": {name: each.right for name, each in votes.items()} if votes else None}
+    return {"verdicts": given or ({name: each.scores for name, each in votes.items()} if votes else None)}
+
+
+def _notes(
+    settings: dict[str, Any], answers: list[Prediction], votes: "dict[str, Votes] | None", plan: EvaluationPlan
+) -> Iterator[str]:
+    """What a reader of the scores must know of how they came about."""
+    if silent := settings.get("unanswerable"):
+        yield f"{silent} prompts fill the context window by themselves and count as unanswered."
+    if refused := [each for each in answers if each.refused]:
+        yield (
+            f"{len(refused)} questions were refused by the server and count as unanswered, the first is "
+            f"{refused[0].id}: {refused[0].refused}"
+        )
+    if votes:
+        from .judge import VOTES, agreement
+
+        share = agreement(list(votes.values()))
+        yield f"Judged by {plan.judge_model}, {VOTES} votes an answer, which agree on {share:.0f} % of the answers."
+
+
+def _write_beside(plan: EvaluationPlan, request: Request, items: list[Item], answers: list[Prediction], model: str):
+    """What belongs to the answers of a benchmark: ids of its pictures, requests for a judge, the export."""
+    folder = plan.output / request.title
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    with finished_file(folder / IMAGE_IDS) as file:
+        file.write_text("\n".join(benchmark_ids(items)) + "\n", encoding="utf-8")
+    if request.benchmark.scoring == "judge":
+        _write_for_judge(folder, items, [each.answer for each in answers], model, plan.judge_model)
+    if plan.export is not None:
+        from .bridges.llm_jp import export_predictions
+
+        export_predictions(plan.export, request, items, answers, model)
 
 
 def _compare(folder: Path, result: Result, verdicts: dict | None) -> str:

@@ -1,18 +1,28 @@
 """Answers of one model to one benchmark, scored: metrics with intervals, categories, health, best and worst items."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..japanese_text import Health, health
 from .benchmarks import Request
 from .intervals import RESAMPLES, Difference, compare, holm, interval
 from .items import Item
 from .metrics.captions import caption_measures
 from .metrics.choices import accuracy, chosen_option
-from .metrics.health import Health, health
+from .metrics.content import content_measures
 from .metrics.judging import heron_score
 from .metrics.measure import Measure, mean_of
+from .metrics.reading import (
+    boxed,
+    character_f1,
+    contained,
+    contained_by_domain,
+    document_scores,
+    edit_similarity,
+    receipt_f1,
+)
 from .metrics.texts import chrf, exact_match, japanese_only, rouge_l
 from .predictions import Prediction
 
@@ -62,6 +72,7 @@ def score(
     items: Sequence[Item],
     predictions: Sequence[Prediction],
     verdicts: dict[str, tuple[float, float]] | None = None,
+    right: dict[str, bool] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Result:
@@ -71,6 +82,7 @@ def score(
         request: Which benchmark, by which protocol.
         items, predictions: Equally many, in the same order; at least one.
         verdicts: A judge's, for benchmarks that need one.
+        right: Whether a judge takes each answer for right, by item id, for open questions.
         resamples, seed: Of the bootstrap.
 
     Raises:
@@ -79,12 +91,11 @@ def score(
     """
     if not items:
         raise ValueError(f"{request.title} has no items.")
-    measures, notes = _measures(request, items, [each.answer for each in predictions], verdicts)
+    measures, notes = measures_of(request, items, [each.answer for each in predictions], verdicts)
+    if right is not None:
+        measures.append(mean_of("judged right", [100.0 * right[item.id] for item in items], share=True))
     clusters = [item.cluster for item in items]
-    scores = [
-        Score(each.name, each.value(), *interval(each, clusters, resamples, seed), int(_counted(each).sum()))
-        for each in measures
-    ]
+    scores = [scored_measure(each, clusters, resamples, seed) for each in measures]
     return Result(
         request=request,
         items=list(items),
@@ -101,9 +112,19 @@ def _counted(measure: Measure) -> np.ndarray:
     return np.ones(len(measure.statistics), bool) if measure.items is None else np.isfinite(measure.items)
 
 
-def _measures(
-    request: Request, items: Sequence[Item], answers: list[str], verdicts: dict[str, tuple[float, float]] | None
+def scored_measure(measure: Measure, clusters: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Score:
+    """A metric with its interval; `clusters` as of [`interval`]."""
+    low, high = interval(measure, clusters, resamples, seed)
+    return Score(measure.name, measure.value(), low, high, int(_counted(measure).sum()))
+
+
+def measures_of(
+    request: Request,
+    items: Sequence[Item],
+    answers: list[str],
+    verdicts: dict[str, tuple[float, float]] | None = None,
 ) -> tuple[list[Measure], list[str]]:
+    """The metrics of a benchmark on answers in the order of `items`, and what a reader of them must know."""
     scoring = request.benchmark.scoring
     references = [item.references for item in items]
     if scoring == "captions":
@@ -111,20 +132,46 @@ def _measures(
     if scoring == "judge":
         if verdicts is not None:
             return [heron_score(items, verdicts)], []
-        return [], ["Not scored yet: give the verdicts on judge_requests.jsonl with --judge."]
-    if scoring == "choices":
-        options = [item.details["options"] for item in items]
-        named = [
-            100.0 * (chosen_option(answer, given) is not None) if given else np.nan
-            for answer, given in zip(answers, options, strict=True)
+        return [], [
+            "Not scored yet: give the verdicts on judge_requests.jsonl with --judge-scores, or a judge with --judge."
         ]
-        return [accuracy(answers, references, options), mean_of("answers that name an option", named, share=True)], []
-    return _question_measures(request.protocol, answers, references)
+    if scoring == "questions":
+        measures, notes = _question_measures(request.protocol, answers, references)
+        return [*measures, *content_measures(answers, references, [item.question for item in items])], notes
+    return SCORINGS[scoring](items, answers, references), []
 
 
-def _question_measures(
-    protocol: str, answers: list[str], references: list[tuple[str, ...]]
-) -> tuple[list[Measure], list[str]]:
+References = Sequence[tuple[str, ...]]
+
+
+def _choice_measures(items: Sequence[Item], answers: list[str], references: References) -> list[Measure]:
+    options = [item.details["options"] for item in items]
+    named = [
+        100.0 * (chosen_option(answer, given) is not None) if given else np.nan
+        for answer, given in zip(answers, options, strict=True)
+    ]
+    return [accuracy(answers, references, options), mean_of("answers that name an option", named, share=True)]
+
+
+SCORINGS: dict[str, Callable[[Sequence[Item], list[str], References], list[Measure]]] = {
+    "choices": _choice_measures,
+    "answers": _choice_measures,
+    "letters": lambda items, said, right: [contained(said, right), *_choice_measures(items, said, right)],
+    "documents": lambda items, said, right: document_scores(
+        said, right, [each.fields["answer_type"] for each in items]
+    ),
+    "domains": lambda items, said, right: [
+        contained_by_domain(said, right, [each.fields["domain"] for each in items])
+    ],
+    "characters": lambda items, said, right: [character_f1(said, right)],
+    "edits": lambda items, said, right: [edit_similarity(said, right)],
+    "receipts": lambda items, said, right: receipt_f1(said, right),
+    "boxed": lambda items, said, right: _question_measures("", [boxed(each) for each in said], right)[0],
+}
+"""Measures of the kinds of benchmarks that need nothing but answers and references, the benchmark's own first."""
+
+
+def _question_measures(protocol: str, answers: list[str], references: References) -> tuple[list[Measure], list[str]]:
     if not protocol:
         measures = [
             exact_match(answers, references),
@@ -168,7 +215,7 @@ def _part(measure: Measure, chosen: np.ndarray, clusters: Sequence[str], resampl
 
 
 def differences(own: Result, other: Result, resamples: int = RESAMPLES, seed: int = 0) -> list[Difference]:
-    """All metrics of two models on the same items, with Holm's correction over them.
+    """The metrics that two models have in common, on the same items, with Holm's correction over them.
 
     Raises:
         ValueError: The items are not the same.
@@ -176,5 +223,6 @@ def differences(own: Result, other: Result, resamples: int = RESAMPLES, seed: in
     if [item.id for item in own.items] != [item.id for item in other.items]:
         raise ValueError(f"{own.request.title}: the two models have not answered the same items.")
     clusters = [item.cluster for item in own.items]
-    pairs = zip(own.measures, other.measures, strict=True)
-    return holm([compare(mine, theirs, clusters, resamples, seed) for mine, theirs in pairs])
+    theirs = {measure.name: measure for measure in other.measures}  # which may be without a judge's
+    pairs = [(mine, theirs[mine.name]) for mine in own.measures if mine.name in theirs]
+    return holm([compare(mine, other, clusters, resamples, seed) for mine, other in pairs])

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..checkpoint import SCORES, finished_file
 from .contamination import Overlap
+from .controls import BLIND, SHUFFLED, ControlScores
 from .intervals import RESAMPLES
-from .scoring import Result
+from .scoring import Result, Score
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Sheet:
         settings: Benchmark -> what its answers were made with.
         overlaps: Training files against benchmarks.
         other: Name of the model it is compared with.
+        controls: Benchmark -> how the model answers without its pictures.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Sheet:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     overlaps: list[Overlap] = field(default_factory=list)
     other: str | None = None
+    controls: dict[str, ControlScores] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """`{"model", "benchmarks": [{"name", "dataset", "metric", "value", "low", "high", "n"}, …], …}`; numbers that
@@ -59,6 +62,7 @@ class Sheet:
                     if result.differences
                 },
                 "compared_with": self.other,
+                "controls": {title: _controls(each) for title, each in self.controls.items()},
                 "contamination": [each.as_dict() for each in self.overlaps],
                 "notes": {result.request.title: result.notes for result in self.results if result.notes},
                 "settings": self.settings,
@@ -74,7 +78,7 @@ class Sheet:
 
     def table(self) -> str:
         """The scores as lines for a terminal."""
-        rows = [("benchmark", "metric", "score", "95 % interval", "n")]
+        rows = [("benchmark", "metric", "score", "95 % interval", "n", "blind", "shuffled")]
         rows += [
             (
                 result.request.title,
@@ -82,11 +86,28 @@ class Sheet:
                 f"{score.value:.2f}",
                 f"{score.low:.2f} – {score.high:.2f}",
                 f"{score.n:,}",
+                *self.without_pictures(result, score),
             )
             for result in self.results
             for score in result.scores
         ]
         return "\n".join(_aligned(rows))
+
+    def without_pictures(self, result: Result, score: Score) -> tuple[str, str]:
+        """A score without pictures and with those of others, as a table shows them: nothing where not asked."""
+        controls = self.controls.get(result.request.title)
+        if controls is None or score.metric != controls.pictured.metric:
+            return "", ""
+        blind, shuffled = (
+            "–" if each is None else f"{each.value:.2f}" for each in (controls.blind, controls.shuffled)
+        )
+        return blind, shuffled
+
+
+def _controls(controls: ControlScores) -> dict[str, Any]:
+    scores = {name: getattr(controls, name) for name in ("pictured", BLIND, SHUFFLED)}
+    right = [{"id": item.id, "question": item.question, "answer": said} for item, said in controls.answered_blind]
+    return {name: each and asdict(each) for name, each in scores.items()} | {"answered_blind": right}
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -7,8 +7,11 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -349,3 +352,67 @@ def run_blocks(monkeypatch):
         return names
 
     return run
+
+
+class ScriptedServer:
+    """An OpenAI-compatible server on loopback that answers as it is told.
+
+    `answer` makes the text of a request's answer, or `(status, headers, body)`, or `None`: the connection breaks.
+    `requests` are the bodies that came, `headers` those of the last one.
+    """
+
+    def __init__(self, answer):
+        self.answer, self.requests, self.headers = answer, [], {}
+        self._lock = threading.Lock()
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self._send(*scripted.reply_to_models())
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with scripted._lock:
+                    scripted.requests.append(body)
+                    scripted.headers = dict(self.headers)
+                said = scripted.answer(body)
+                if said is None:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                elif isinstance(said, tuple):
+                    self._send(*said)
+                else:
+                    choice = {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+                    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+                    self._send(200, {}, json.dumps({"choices": [choice], "usage": usage}))
+
+            def _send(self, status, headers, body):
+                self.send_response(status)
+                for name, value in {"content-length": str(len(body.encode())), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def reply_to_models(self):
+        return 200, {}, '{"object": "list", "data": []}'
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def scripted_server(monkeypatch):
+    """`with scripted_server(answer) as server`: see [`ScriptedServer`]; nobody waits between attempts."""
+    monkeypatch.setattr("jminigpt4.inference.endpoint.FIRST_WAIT", 0.0)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return ScriptedServer

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +41,14 @@ class JmmmuRow(TableRow):
     image_7: TablePicture | None = None
 
 
-def letters(options: list[str]) -> list[str]:
+def letters(options: Sequence[str]) -> list[str]:
     return [chr(ord("A") + number) for number in range(len(options))]
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    """A question with its lettered options, as JMMMU asks it and llm-jp-eval-mm every set of choices."""
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters(options), options, strict=True))
+    return f"{question}\n{listed}\n\n{CHOOSE}"
 
 
 @benchmark("jmmmu", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU", task="jmmmu")
@@ -59,18 +65,18 @@ def read_jmmmu(path: Path, folders: PictureFolders, request: Request) -> Iterato
     """
     for file in parquet_files(path):
         for row in rows(file, JmmmuRow):
-            yield _item(row)
+            yield jmmmu_item(row)
 
 
-def _item(row: JmmmuRow) -> Item:
-    options = _options(row)
+def jmmmu_item(row: JmmmuRow) -> Item:
+    """The question of a row, as JMMMU asks it."""
+    options = listed_options(row.options, row.id)
     chosen_from = row.question_type == "multiple-choice"
     question = row.question.replace("<image1>", "<image 1>")
     if chosen_from:
         if len(options) > 26:
             raise ValueError(f"JMMMU {row.id}: {len(options)} options are more than there are letters.")
-        listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters(options), options, strict=True))
-        question = f"{question}\n{listed}\n\n{CHOOSE}"
+        question = with_options(question, options)
     else:
         question = f"{question}\n\n{ANSWER_BRIEFLY}"
     numbers = sorted({int(number) for number in re.findall(r"<image (\d)>", question)})
@@ -79,18 +85,28 @@ def _item(row: JmmmuRow) -> Item:
         raise ValueError(f"JMMMU {row.id} mentions image {missing[0]}, which is missing.")
     pictures = tuple(picture for picture in mentioned.values() if picture is not None)
     text = re.sub(r"<image \d>", "", question)
-    subject = re.sub(r"^[^_]+_|_\d+$", "", row.id)
-    fields = {"subject": subject, "culture": "specific" if subject in CULTURE_SPECIFIC else "agnostic"}
+    fields = subject_fields(row.id)
     details = {"options": options if chosen_from else None}
     ids = tuple(f"jmmmu:{row.id}.{number}" for number in numbers)
     return Item(row.id, ask(text, len(pictures)), pictures, tuple(row.answer), ids, fields, details)
 
 
-def _options(row: JmmmuRow) -> list[str]:
+def subject_fields(name: str) -> dict[str, str]:
+    """Subject and kind of culture, by the id of a question: `validation_Japanese_Art_1`."""
+    subject = re.sub(r"^[^_]+_|_\d+$", "", name)
+    return {"subject": subject, "culture": "specific" if subject in CULTURE_SPECIFIC else "agnostic"}
+
+
+def listed_options(options: str | list[str], name: str) -> list[str]:
+    """A list of options, which JMMMU writes as a Python list in a text.
+
+    Raises:
+        ValueError: It is none; the message names the question.
+    """
     try:
-        options = ast.literal_eval(row.options)
+        found = ast.literal_eval(options) if isinstance(options, str) else options
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        options = None
-    if not isinstance(options, list | tuple):
-        raise ValueError(f"JMMMU {row.id}: `options` is not a list: {row.options!r:.80}.")
-    return [str(option) for option in options]
+        found = None
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"JMMMU {name}: `options` is not a list: {options!r:.80}.")
+    return [str(option) for option in found]

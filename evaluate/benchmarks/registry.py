@@ -55,7 +55,7 @@ class Benchmark:
         dataset: The owners' name of the data set; `None` where the user's file names it.
         read: Items of a local path and its picture folders, as a request wants them. Pictures that are not there may
             be left to the caller.
-        scoring: `captions`, `questions`, `choices` or `judge`.
+        scoring: `captions`, `questions`, `judge`, or a key of `SCORINGS`.
         max_new_tokens: Longest answer, where the user says nothing.
         protocols: Ways of scoring that the field knows for it.
         hub: Its repository on the Hub, where the files that are read here are published there.

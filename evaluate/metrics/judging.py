@@ -26,6 +26,52 @@ Answer of the model: {answer}
 
 Reply with JSON only: {{"score_gpt": <1-10>, "score": <1-10>}}, where `score` rates the model."""
 
+# Asked in both orders, so neither answer is called the model's.
+COMPARE = """Two assistants answered a question about a picture, which the context describes. Rate each answer by
+itself for how well it answers the question given the context: helpfulness, relevance, accuracy and level of detail, on
+a scale from 1 (wrong or meaningless) to 10 (right and complete). The order of the answers means nothing.
+
+Context: {context}
+Question: {question}
+Answer 1: {first}
+Answer 2: {second}
+
+Reply with JSON only: {{"score_1": <1-10>, "score_2": <1-10>}}."""
+RIGHT = """An assistant answered a question about a picture. Decide whether its answer says the same as one of the
+right answers: other words, more words and another form of a number are right; another thing, a part of what is asked
+for, or something that contradicts the right answers is wrong.
+
+Question: {question}
+Right answers:
+{references}
+Answer of the assistant: {answer}
+
+Reply with JSON only: {{"right": true}} or {{"right": false}}."""
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema as structured output wants it: every key needed, no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_RATING = {"type": "integer", "minimum": 1, "maximum": 10}
+COMPARE_SCHEMA = _object(score_1=_RATING, score_2=_RATING)
+RIGHT_SCHEMA = _object(right={"type": "boolean"})
+
+
+def said_json(text: str) -> dict[str, Any]:
+    """The last JSON object in what a judge said, which may stand between other words.
+
+    Raises:
+        ValueError, IndexError: There is none.
+    """
+    return json.loads(re.findall(r"\{.*?\}", text, re.DOTALL)[-1])
+
 
 def judge_requests(items: Sequence[Item], answers: Sequence[str], judge: str) -> list[dict[str, Any]]:
     """One request an item in the layout of OpenAI's batch interface, which serving engines take too.
@@ -90,8 +136,7 @@ def _verdict(row: dict[str, Any]) -> tuple[float, float]:
         gpt4, own = row["tuple"]
         return float(own), float(gpt4)
     if "custom_id" in row:
-        said = row["response"]["body"]["choices"][0]["message"]["content"]
-        row = json.loads(re.findall(r"\{.*?\}", said, re.DOTALL)[-1])
+        row = said_json(row["response"]["body"]["choices"][0]["message"]["content"])
     return float(row["score"]), float(row["score_gpt"])
 
 

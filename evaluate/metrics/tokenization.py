@@ -1,15 +1,12 @@
 """Japanese text to words, the way the field's scores are computed, and the names that say which way."""
 
-import functools
 import importlib
 import importlib.metadata
-import os
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any
 
-from ...extras import install_command
+from ...japanese_text import tagger
 
 # The ranges that Sakana AI removes besides single emoji (evolutionary-model-merge, evomerge/eval/metrics.py).
 _PICTOGRAPHS = re.compile(
@@ -19,21 +16,6 @@ _PICTOGRAPHS = re.compile(
 
 def version_of(package: str) -> str:
     return f"{package}-{importlib.metadata.version(package)}"
-
-
-@functools.cache
-def tagger() -> Any:
-    """MeCab with unidic-lite, whichever other dictionaries are installed.
-
-    Raises:
-        ImportError: fugashi or unidic-lite is not installed; the message names the remedy.
-    """
-    try:
-        mecab: Any = importlib.import_module("fugashi")
-        dictionary: Any = importlib.import_module("unidic_lite")
-    except ImportError:
-        raise ImportError(f"Japanese scores need fugashi and unidic-lite: {install_command('evaluate')}.") from None
-    return mecab.Tagger(f'-r "{os.devnull}" -d "{dictionary.DICDIR}"')
 
 
 def words(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,26 @@ def lines():
 def answers():
     """`answers(path, {id: answer})`; see [`write_answers`]."""
     return write_answers
+
+
+@pytest.fixture
+def serve_checkpoint():
+    """`serve_checkpoint(folder)` serves it on loopback by `jminigpt4 serve`'s server, and gives its address."""
+    pytest.importorskip("uvicorn")
+    from jminigpt4.chat import serving
+
+    started = []
+
+    def serve(folder: Path) -> str:
+        server = serving.build_server(str(folder), "cpu", "float32")
+        bound = serving._bound_socket("127.0.0.1", 0)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        started.append((server, bound, thread))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+    yield serve
+    for server, bound, thread in started:
+        server.should_exit = True
+        thread.join(20)
+        bound.close()

@@ -7,8 +7,8 @@ import pytest
 
 from jminigpt4.evaluate.metrics import captions, texts
 from jminigpt4.evaluate.metrics.choices import accuracy, chosen_option, names_value
-from jminigpt4.evaluate.metrics.health import health, is_loop, japanese_share, repeated_ngrams
 from jminigpt4.evaluate.metrics.tokenization import JapaneseTokenizer, tokenizer_name, words
+from jminigpt4.japanese_text import health, is_loop, japanese_share, repeated_ngrams
 
 SENTENCES = (
     "白い猫がソファーの上で寝ている",

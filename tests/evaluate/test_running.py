@@ -149,7 +149,7 @@ def plan_for(checkpoint, own, output, **options) -> EvaluationPlan:
 
 def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeypatch):
     """SIGKILL while a line is being written, then the same command again."""
-    whole = run(plan_for(checkpoint, own, tmp_path / "whole"))
+    whole = run(plan_for(checkpoint, own, tmp_path / "whole", controls=0))
 
     def run_and_die():
         original = generation.Answerer._answer
@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeyp
             return original(self, *args)
 
         generation.Answerer._answer = answer
-        run(plan_for(checkpoint, own, tmp_path / "killed"))
+        run(plan_for(checkpoint, own, tmp_path / "killed", controls=0))
 
     child = multiprocessing.get_context("fork").Process(target=run_and_die)
     child.start()
@@ -180,12 +180,14 @@ def test_a_killed_run_goes_on_to_equal_scores(tmp_path, checkpoint, own, monkeyp
         "_answer",
         lambda self, batch, *more: asked.append(len(batch)) or original(self, batch, *more),
     )
-    resumed = run(plan_for(checkpoint, own, tmp_path / "killed"))
+    resumed = run(plan_for(checkpoint, own, tmp_path / "killed", controls=0))
     assert asked == [2]  # of 12 items, 10 were done
     assert resumed.as_dict()["benchmarks"] == whole.as_dict()["benchmarks"]
     first, second = (tmp_path / name / "held_out/predictions.jsonl" for name in ("whole", "killed"))
     assert first.read_bytes() == second.read_bytes()
-    assert run(plan_for(checkpoint, own, tmp_path / "killed")).as_dict() == resumed.as_dict() and asked == [2]
+    assert run(
+        plan_for(checkpoint, own, tmp_path / "killed", controls=0)
+    ).as_dict() == resumed.as_dict() and asked == [2]
 
 
 def names(folder) -> list[str]:
@@ -301,7 +303,7 @@ def test_two_models_are_compared_on_the_same_items(tmp_path, own, answers):
         )
     )
     found = better.results[0].differences
-    assert [each.difference > 50 and each.real for each in found] == [True] * 3
+    assert [each.difference > 50 and each.real for each in found] == [True] * 5
     assert better.as_dict()["differences"]["held_out"][0]["low"] > 50
     page = (tmp_path / "good/report.html").read_text(encoding="utf-8")
     assert "Compared with" in page and ">better<" in page
@@ -357,7 +359,7 @@ def test_the_command_prints_scores(tmp_path, checkpoint, own):
     arguments = ["evaluate", str(checkpoint), "-b", str(own), "-o", str(tmp_path / "out"), "--max-new-tokens", "4"]
     found = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     sheet = json.loads(found.stdout.strip().splitlines()[-1])
-    assert sheet["model"] == str(checkpoint) and len(sheet["benchmarks"]) == 3
+    assert sheet["model"] == str(checkpoint) and len(sheet["benchmarks"]) == 5
     assert sheet["health"]["held_out"]["cut_off"] is not None
     table = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert "95 % interval" in table and "report.html" in table

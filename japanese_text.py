@@ -1,16 +1,20 @@
-"""Whether what the model says is whole text: repetition, broken sentences, silence, other languages, length.
+"""Japanese text: its words, and whether it is whole: repetition, broken sentences, silence, other languages, length.
 
 MiniGPT-4 was found to repeat itself and to break off after its first training stage (Zhu et al. 2023, section 3.2).
 """
 
+import functools
+import importlib
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from .tokenization import tagger
+from .extras import install_command
 
 REPEATED = 4  # words of the n-grams whose repetition is counted
 # One character six times on end, or a longer piece three times on end.
@@ -19,6 +23,21 @@ _LOOP = re.compile(r"([^\W\d_])\1{5,}|(.{2,40}?)\2{2,}", re.DOTALL)
 _OPEN_ENDS = {("助詞", "格助詞"), ("助詞", "係助詞"), ("補助記号", "読点"), ("補助記号", "括弧開")}
 _OPEN_KINDS = {"接頭辞", "連体詞"}
 _BRACKETS = {"「": "」", "『": "』", "（": "）", "(": ")", "【": "】"}
+
+
+@functools.cache
+def tagger() -> Any:
+    """MeCab with unidic-lite, whichever other dictionaries are installed.
+
+    Raises:
+        ImportError: fugashi or unidic-lite is not installed; the message names the remedy.
+    """
+    try:
+        mecab: Any = importlib.import_module("fugashi")
+        dictionary: Any = importlib.import_module("unidic_lite")
+    except ImportError:
+        raise ImportError(f"Japanese scores need fugashi and unidic-lite: {install_command('evaluate')}.") from None
+    return mecab.Tagger(f'-r "{os.devnull}" -d "{dictionary.DICDIR}"')
 
 
 @dataclass(frozen=True)
@@ -61,9 +80,7 @@ def health(answers: Sequence[str], cut_off: Sequence[bool | None]) -> Health:
         cut_off: Whether each was ended by the token limit, `None` where not known.
     """
     known = [each for each in cut_off if each is not None]
-    tagged = [
-        [(word.surface, word.feature.pos1, word.feature.pos2) for word in tagger()(answer)] for answer in answers
-    ]
+    tagged = [tagged_words(answer) for answer in answers]
     surfaces = [[surface for surface, _, _ in words] for words in tagged]
     return Health(
         answers=len(answers),
@@ -77,6 +94,11 @@ def health(answers: Sequence[str], cut_off: Sequence[bool | None]) -> Health:
         words=float(np.mean([len(words) for words in surfaces])),
         longest=max(map(len, answers)),
     )
+
+
+def tagged_words(text: str) -> list[tuple[str, str, str]]:
+    """Surface forms of a text with the first two of UniDic's parts of speech."""
+    return [(word.surface, word.feature.pos1, word.feature.pos2) for word in tagger()(text)]
 
 
 def _percent(values) -> float:

@@ -1,0 +1,1 @@
+"""What scores are computed by: one module a family of metrics."""
