@@ -94,9 +94,7 @@ JAPANESE = {
     "Only --web takes {option}.": "{option} は --web のときだけ使えます。",
     "--greedy takes no {option}.": "--greedy のとき {option} は使えません。",
     "--auth is USER:PASSWORD, and one of them is missing.": "--auth は「名前:パスワード」の形で書いてください。",
-    "The web page needs gradio: pip install 'jminigpt4[chat]'": (
-        "ウェブページには gradio が要ります: pip install 'jminigpt4[chat]'"
-    ),
+    "The web page needs gradio: {command}.": "ウェブページには gradio が要ります。{command} で入ります。",
     # What the system refuses.
     "{path}: No such file or directory.": "{path} が見つかりません。",
     "{path}: Permission denied.": "{path} を開く権限がありません。",

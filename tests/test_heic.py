@@ -42,7 +42,7 @@ def test_other_media_files_are_not_taken_for_it(brands, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pillow_heif():
-    return pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install 'jminigpt4[heic]'")
+    return pytest.importorskip("pillow_heif", reason="needs pillow-heif, the extra `heic`")
 
 
 @pytest.fixture(scope="module")

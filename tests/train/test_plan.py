@@ -87,6 +87,7 @@ class FakeRun:
 
 def planned(**changes):
     numbers = {"steps": 1000, "hours": 1.0, "seconds": 3.6, "seconds_encoding": 0.0, "peak_memory_gb": 1.0}
+    numbers["optimizer_memory_gb"] = 0.1
     return numbers | {"memory_gb": 8.0, "disk_gb": 1.0, "free_disk_gb": 9.0} | changes
 
 
