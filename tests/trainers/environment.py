@@ -6,7 +6,6 @@ the package is installed in place. `FOLDER/bin/python -m pytest tests/trainers` 
 
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -25,8 +24,8 @@ def make_environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     show = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = Path(subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip())
-    shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (own / "shared.pth").write_text("".join(f"{path}\n" for path in sorted(shared)), encoding="utf-8")
+    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (own / "shared.pth").write_text("".join(f"{path}\n" for path in shared), encoding="utf-8")
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *ADDED], check=True)
     subprocess.run([python, "-c", "from trl import DPOTrainer, GRPOTrainer, SFTTrainer"], check=True)
     return python
