@@ -320,11 +320,12 @@ def test_a_picture_is_fetched_when_addresses_are_allowed(site):
     assert Site.seen == ["/a.png", "/once", "/a.png?size=1"]
 
 
-def test_no_address_is_opened_by_default(site):
-    for address in (f"{site}/a.png", "file:///etc/hostname", "HTTP://127.0.0.1/a.png"):
+def test_no_address_is_opened_by_default(site, picture_files):
+    for address in (f"{site}/a.png", "ftp://127.0.0.1/a.png", "HTTP://127.0.0.1/a.png"):
         with pytest.raises(ValueError, match="is an address: pictures are fetched with --allow-addresses only"):
             Settings().open_picture(address, 1000)
     assert Site.seen == []
+    assert Settings().open_picture(picture_files[0].as_uri(), 1200).size == (40, 30)  # a path, as terminals type it
 
 
 @pytest.mark.parametrize(
