@@ -1,13 +1,11 @@
 """From the order of samples to what the model is given: the data of one optimiser step."""
 
 import hashlib
-import math
 import multiprocessing
 import os
-import shutil
+import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +42,15 @@ class Step:
     tokens: int = 0
     row_tokens: int = 0
     bad: list[BadPicture] = field(default_factory=list)
+
+    def __reduce__(self):
+        """From a worker as bytes. Tensors would come through shared memory, and where that is full, as in a container
+        of 64 MB or under a limit of file sizes, the step would never come and training wait for ever."""
+        return _arrived, (pickle.dumps(vars(self), protocol=5),)
+
+
+def _arrived(content: bytes) -> Step:
+    return Step(**pickle.loads(content))
 
 
 class RowEncoder:
@@ -238,8 +245,7 @@ def spare_workers(steps: StepDataset, device: torch.device, processes: int) -> i
     before a CPU, which learns more slowly than one process decodes.
 
     None where steps are read from a cache, which takes next to no time; where a process is not a fork, as a program
-    without `if __name__ == "__main__"` would begin anew in it; where each process that trains has one core; and where
-    shared memory, through which steps come, is too small for them (Docker's 64 MB).
+    without `if __name__ == "__main__"` would begin anew in it; and where each process that trains has one core.
 
     Args:
         steps: The steps.
@@ -250,18 +256,7 @@ def spare_workers(steps: StepDataset, device: torch.device, processes: int) -> i
     if not isinstance(steps.pictures, PictureEncoder) or start != "fork":
         return 0
     spare = len(os.sched_getaffinity(0)) // processes - 1
-    size = steps.pictures.image_processor.size
-    pictures = math.ceil(steps.order.groups_per_step / steps.world)
-    step = pictures * 3 * size["height"] * size["width"] * torch.float32.itemsize
-    # Twice: workers of training wait, their steps in hand, while others prepare those of validation.
-    fitting = _shared_memory() // (2 * processes * step * (STEPS_AHEAD + 1))
-    return max(0, min(spare, fitting, 1 if device.type == "cpu" else MOST_WORKERS))
-
-
-def _shared_memory() -> int:
-    """Free bytes of what processes of this machine share; without bound where it is no file system."""
-    folder = Path("/dev/shm")
-    return shutil.disk_usage(folder).free if folder.is_dir() else 2**63
+    return max(0, min(spare, 1 if device.type == "cpu" else MOST_WORKERS))
 
 
 def _only(steps: list[Step]) -> Step:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jminigpt4.checkpoint import read_projection
-from jminigpt4.train import engine, steps
+from jminigpt4.train import engine
 from jminigpt4.train.engine import _prepare, train
 from jminigpt4.train.features import PictureEncoder
 from jminigpt4.train.metrics import read_metrics
@@ -124,41 +124,37 @@ def _step(sent: bytes, index: int) -> list[list[int]]:
     return [pack.input_ids.tolist() for pack in pickle.loads(sent)[index].packs]
 
 
-@pytest.fixture
-def machine(monkeypatch, processor):
-    """`machine(cores=…, shared=…, start=…)`: a machine, and steps of eight pictures without a cache."""
-
-    def make(cores: int = 16, shared: int = 2**40, start: str = "fork", pictures=None, world: int = 1):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-        monkeypatch.setattr(steps, "_shared_memory", lambda: shared)
-        monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: start)
-        encoder = PictureEncoder(SimpleNamespace(), processor)
-        return SimpleNamespace(pictures=pictures or encoder, order=SimpleNamespace(groups_per_step=8), world=world)
-
-    return make
-
-
-STEP = 8 * 3 * 28 * 28 * 4  # bytes of eight pictures of 28 pixels
-
-
 @pytest.mark.parametrize(
-    ("device", "processes", "given", "expected"),
+    ("device", "processes", "cores", "start", "cached", "expected"),
     [
-        ("cpu", 1, {}, 1),
-        ("cuda", 1, {}, MOST_WORKERS),
-        ("cuda", 4, {"world": 4}, 3),
-        ("cuda", 1, {"cores": 4}, 3),
-        ("cpu", 1, {"cores": 1}, 0),
-        ("cpu", 2, {"cores": 2, "world": 2}, 0),
-        ("cuda", 1, {"start": "spawn"}, 0),
-        ("cuda", 1, {"pictures": "a cache"}, 0),
-        ("cpu", 1, {"shared": 2 * 3 * STEP}, 1),
-        ("cpu", 1, {"shared": 2 * 3 * STEP - 1}, 0),
-        ("cuda", 1, {"shared": 2 * 3 * STEP * 5}, 5),
+        ("cpu", 1, 16, "fork", False, 1),
+        ("cuda", 1, 16, "fork", False, MOST_WORKERS),
+        ("cuda", 4, 16, "fork", False, 3),
+        ("cuda", 1, 4, "fork", False, 3),
+        ("cpu", 1, 1, "fork", False, 0),
+        ("cpu", 2, 2, "fork", False, 0),
+        ("cpu", 4, 2, "fork", False, 0),
+        ("cuda", 1, 16, "spawn", False, 0),
+        ("cuda", 1, 16, "fork", True, 0),
     ],
 )
-def test_as_many_workers_as_can_be_spared(machine, device, processes, given, expected):
-    assert spare_workers(machine(**given), torch.device(device), processes) == expected
+def test_as_many_workers_as_can_be_spared(processor, monkeypatch, device, processes, cores, start, cached, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: start)
+    pictures = "a cache" if cached else PictureEncoder(SimpleNamespace(), processor)
+    assert spare_workers(SimpleNamespace(pictures=pictures), torch.device(device), processes) == expected
+
+
+def test_steps_come_without_shared_memory(run, monkeypatch):
+    """Which may be full: then a tensor of a worker is lost, and training waits for ever."""
+
+    def full(*arguments):
+        raise RuntimeError("unable to write to file: no space left on device")
+
+    for storage in (torch.UntypedStorage, torch.TypedStorage):
+        monkeypatch.setattr(storage, "_share_fd_cpu_", full, raising=False)
+        monkeypatch.setattr(storage, "_share_filename_cpu_", full, raising=False)
+    assert run(workers=1, max_steps=2).steps == 2
 
 
 def test_training_takes_what_can_be_spared_unless_told(run, decoded, monkeypatch):
