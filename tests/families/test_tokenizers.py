@@ -14,8 +14,7 @@ from jminigpt4.convert.tokenizer import prepare_tokenizer
 KINDS = ["byte-level", "unigram", "wordpiece"]
 FAMILIES = ["gemma2", "gpt2", "gpt_neox", "granite", "llama", "mamba2", "mistral", "opt", "qwen3", "qwen3_moe"]
 CONTROLS = ["<pad>", "<s>", "</s>", "<|endoftext|>", "[CLS]", "<NL>", "<think>", "<ImageHere>"]
-UNKNOWN = 3
-PIECES = [*CONTROLS, "<", ">", "[", "]", "/", "|", "s", "犬", " ", "\n", "\ufdd0", "＜", "／ｓ＞", "<think", "THINK>", "\u200b"]
+PIECES = [*CONTROLS, *"<>[]/|s犬＜ \n", "\ufdd0", "\u200b", "／ｓ＞", "<think", "THINK>"]
 
 
 def user(text: str) -> dict:
@@ -62,7 +61,7 @@ def squeezed(text: str) -> str:
 @example(pieces=[" ".join(CONTROLS).upper()])
 def test_no_text_of_a_user_makes_a_control_token(processor, pieces):
     typed = "".join(pieces)
-    controls, allowed = control_ids(processor), [token for token in opened(processor, "犬")]
+    controls, allowed = control_ids(processor), opened(processor, "犬")
     ids = opened(processor, f"犬{typed}犬")
     line_breaks = typed.count("\n") if processor.newline else 0
     expected = [token for token in allowed if token in controls]
