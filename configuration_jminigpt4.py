@@ -178,12 +178,17 @@ def check_language_model(config: PreTrainedConfig):
     """Refuses what is more than a language model.
 
     Raises:
-        ValueError: The configuration has one of a language model beside others.
+        ValueError: The configuration has one of a language model beside others, or encoders.
     """
     if config.get_text_config(decoder=True) is not config:
         raise ValueError(
             f"The language model is of type {config.model_type!r}, which holds a language model beside "
             "other parts: take that one alone, the config's `get_text_config(decoder=True)` with its weights."
+        )
+    if not {"vision_config", "audio_config"}.isdisjoint(config.sub_configs):
+        raise ValueError(
+            f"The language model is of type {config.model_type!r}, which has an encoder of its own for pictures or "
+            "sound: take a language model without one."
         )
 
 

@@ -94,7 +94,7 @@ class _Tensors:
         with torch.device("meta"):
             causal = AutoModelForCausalLM.from_config(config)
         self.source, self.family = source, family
-        self.own, self.behind = StoredNames(causal), StoredNames(headless)
+        self.own, self.behind = StoredNames(causal), StoredNames(headless, is_part=True)
 
     def placed(self) -> dict[str, Read]:
         """What reads each tensor, by its name in the whole model. Tensors that belong to nothing are not taken."""

