@@ -1,7 +1,6 @@
 """A judge that is asked: a language model behind a server says how good answers are, several times each."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -9,12 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from ..checkpoint import naming_full_disk
-from ..data.json_files import json_lines
+from ..data.growing_lines import append, read_back
 from ..inference.endpoint import Endpoint, RefusedRequest
-from ..schema import explain
 from .items import Item
 from .metrics.judging import COMPARE, COMPARE_SCHEMA, RIGHT, RIGHT_SCHEMA, SYSTEM, said_json
 from .predictions import Prediction
@@ -91,7 +88,7 @@ class Judge:
             ConnectionError: The server stopped answering.
         """
         path = folder / VOTES_FILE
-        kept = {(each.id, each.answer): each for each in read_votes(path) if each.judge == self.endpoint.model}
+        kept = {(each.id, each.answer): each for each in read_back(path, Votes) if each.judge == self.endpoint.model}
         wanted = []
         for item, said in zip(items, predictions, strict=True):
             if (found := kept.get((item.id, said.answer))) and len(found.votes) >= self.votes:
@@ -99,12 +96,10 @@ class Judge:
             else:
                 wanted.append((item, said))
         folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(AT_ONCE) as pool, naming_full_disk(path), open(path, "a", encoding="utf-8") as file:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
                 for done in as_completed([pool.submit(self._vote, *each) for each in wanted]):
-                    file.write(done.result().model_dump_json() + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                    append(path, [done.result().model_dump()])
                     yield done.result()
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -142,28 +137,6 @@ class Judge:
                 f"{self.endpoint.model} gives no verdict on {item.id} but {said.text[:120]!r}: name a judge that can "
                 "answer in JSON."
             ) from None
-
-
-def read_votes(path: Path) -> list[Votes]:
-    """What a `judge_votes.jsonl` holds; nothing where it is not there. A last line that was cut off is left out.
-
-    Raises:
-        ValueError: A line is damaged; the message names it.
-    """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    found = []
-    for number, row in json_lines(path):
-        try:
-            found.append(Votes.model_validate(row))
-        except ValidationError as error:
-            raise explain(error, f"{path}, line {number}") from None
-    return found
 
 
 def agreement(votes: Sequence[Votes]) -> float:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from ..checkpoint import finished_file, naming_full_disk
+from ..checkpoint import finished_file
+from ..data.growing_lines import append, read_back
 from ..data.json_files import json_lines
 from ..schema import explain
 from .items import Item
@@ -37,7 +38,6 @@ class Prediction:
     refused: str | None = None
 
 
-_PREDICTION = TypeAdapter(Prediction)
 Id = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
@@ -104,37 +104,12 @@ class PredictionFile:
         folder.mkdir(parents=True, exist_ok=True)
         with finished_file(recorded) as file:
             file.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        self.done = {each.id: each for each in self._read_back()}
-
-    def _read_back(self) -> list[Prediction]:
-        """What is whole in the file; a last line that was being written when the run was killed is removed."""
-        if not self.path.is_file():
-            return []
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        # Not `splitlines`, which also parts lines at characters such as U+2028 that an answer may hold.
-        return [self._checked(number, line) for number, line in enumerate(whole.split(b"\n")[:-1], 1)]
-
-    def _checked(self, number: int, line: bytes) -> Prediction:
-        try:
-            return _PREDICTION.validate_json(line)
-        except ValidationError as error:
-            raise explain(error, f"{self.path}, line {number}") from None
+        self.done = {each.id: each for each in read_back(self.path, Prediction)}
 
     def add(self, predictions: Sequence[Prediction]):
         """Appends answers; they are on the disk when this returns."""
         rows = [asdict(each) for each in predictions]
-        for row in rows:
-            if row["refused"] is None:
-                del row["refused"]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, [{k: v for k, v in row.items() if k != "refused" or v is not None} for row in rows])
         self.done |= {each.id: each for each in predictions}
 
 

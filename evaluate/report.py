@@ -1,6 +1,5 @@
 """One self-contained HTML page: scores with intervals, published scores beside them, and what the model says."""
 
-import base64
 import io
 import json
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ import numpy as np
 
 from ..checkpoint import finished_file
 from ..data.pictures import Picture
-from .items import Item, decode_picture
+from ..inference.data_address import thumbnail
+from .items import Item, picture_content
 from .literature import anchors
 from .metrics.measure import Measure
 from .scoring import Result
@@ -101,20 +101,13 @@ def _pick(result: Result, order: list[int], scores: np.ndarray | None) -> Iterat
             continue
         seen.add(item.cluster)
         score = None if scores is None else float(scores[place])
-        yield Example(item, prediction.answer, score, prediction.cut_off, [_thumbnail(each) for each in item.pictures])
+        yield Example(item, prediction.answer, score, prediction.cut_off, [_shown(each) for each in item.pictures])
         if len(seen) == EXAMPLES:
             return
 
 
-def _thumbnail(picture: Picture) -> str:
-    """A small JPEG as a data address."""
-    from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
-
-    image = decode_picture(picture, JMiniGPT4ImageProcessor())
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+def _shown(picture: Picture) -> str:
+    return thumbnail(picture_content(picture), f"The picture {picture.name}", THUMBNAIL)
 
 
 def _histograms(result: Result, ranking: Measure | None) -> Iterator[tuple[str, str]]:

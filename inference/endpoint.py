@@ -1,6 +1,5 @@
 """A server that answers OpenAI's chat completions: vLLM, llama-server, `jminigpt4 serve`, a provider."""
 
-import base64
 import email.utils
 import io
 import os
@@ -13,6 +12,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
+from .data_address import data_address
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -219,9 +219,9 @@ def image_part(content: bytes, name: str) -> dict[str, Any]:
         ValueError: It cannot be decoded.
     """
     image = JMiniGPT4ImageProcessor().to_rgb(content, name)
-    if _is_plain_jpeg(content):
-        return _data_address("jpeg", content)
-    return _data_address("png", _png(image))
+    plain = _is_plain_jpeg(content)
+    address = data_address("jpeg", content) if plain else data_address("png", _png(image))
+    return {"type": "image_url", "image_url": {"url": address}}
 
 
 def _is_plain_jpeg(content: bytes) -> bool:
@@ -237,10 +237,3 @@ def _png(image: "Image.Image") -> bytes:
     content = io.BytesIO()
     image.save(content, "PNG")
     return content.getvalue()
-
-
-def _data_address(kind: str, content: bytes) -> dict[str, Any]:
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(content).decode()}"},
-    }

@@ -1,7 +1,5 @@
 """What became of the texts: data for stage 2, the history of each text, a report, and a page for a person."""
 
-import base64
-import io
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..checkpoint import finished_file, finished_folder
 from ..data.pictures import Picture
+from ..inference.data_address import thumbnail
 from ..japanese_text import Health, health
 from ..schema import explain
 from .describing import BadPicture
@@ -187,21 +186,12 @@ def _page(outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture])
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    shown = [(text, _thumbnail(pictures[text.described.picture])) for text in drawn]
+    drawn_pictures = [pictures[text.described.picture] for text in drawn]
+    thumbnails = [thumbnail(each.read(), f"The picture {each.name}", THUMBNAIL) for each in drawn_pictures]
+    shown = list(zip(drawn, thumbnails, strict=True))
     return environment.get_template("review.html.jinja").render(
         report=outcome.report(), steps=STEPS, texts=outcome.texts, shown=shown
     )
-
-
-def _thumbnail(picture: Picture) -> str:
-    """A small JPEG as a data address."""
-    from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
-
-    image = JMiniGPT4ImageProcessor().to_rgb(picture.read(), f"The picture {picture.name}")
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 class _Decisions(BaseModel):

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..checkpoint import locked_folder, remove_unfinished
+from ..data.growing_lines import append, read_back
 from ..data.pictures import Picture
 from .describing import Describer, Describing
 from .examining import Limits, faults, invented, near_duplicates
 from .outcome import Outcome, Text, read_decisions, write_outcome
 from .pictures import find_pictures
-from .texts import DESCRIBED, EDITED, Described, Edited, add_lines, keep_settings, read_lines
+from .texts import DESCRIBED, EDITED, Described, Edited, keep_settings
 
 # What no editor can mend into the description of a picture.
 HOPELESS = {"empty", "not Japanese"}
@@ -123,7 +124,7 @@ def _described(plan: RefinePlan, pictures: list[tuple[Picture, str]]) -> tuple[l
 
     path = plan.output / DESCRIBED
     keep_settings(plan.output, {"model": plan.model, "checkpoint": fingerprint(plan.model), **asdict(plan.describing)})
-    described = {each.id: each for each in read_lines(path, Described)}
+    described = {each.id: each for each in read_back(path, Described)}
     done = {each.picture for each in described.values()}
     wanted = [picture for picture, _ in pictures if picture.name not in done]
     bad: list = []
@@ -133,7 +134,7 @@ def _described(plan: RefinePlan, pictures: list[tuple[Picture, str]]) -> tuple[l
         quiet = None if plan.progress else True
         with tqdm(total=len(pictures), initial=len(done), desc="described", unit="picture", disable=quiet) as bar:
             for texts in describer.texts(done):
-                add_lines(path, texts)
+                append(path, map(Described.model_dump, texts))
                 described |= {each.id: each for each in texts}
                 bar.update(len({each.picture for each in texts}))
         bad = describer.bad
@@ -148,7 +149,7 @@ def _edit(plan: RefinePlan, editor, texts: Iterable[Text]):
 
     path = plan.output / EDITED
     same = (plan.editor_model, plan.show_picture)
-    kept = {(each.id, each.before): each for each in read_lines(path, Edited) if (each.editor, each.shown) == same}
+    kept = {(each.id, each.before): each for each in read_back(path, Edited) if (each.editor, each.shown) == same}
     for text in texts:
         if HOPELESS & set(text.faults):
             text.fall("described", text.faults)
@@ -157,7 +158,7 @@ def _edit(plan: RefinePlan, editor, texts: Iterable[Text]):
     quiet = None if plan.progress else True
     coming = tqdm(editor.edited(missing), total=len(missing), desc="edited", unit="text", disable=quiet)
     for edited in coming:
-        add_lines(path, [edited])
+        append(path, [edited.model_dump()])
         kept[edited.id, edited.before] = edited
     for text in sent:
         text.edited = kept[text.described.id, text.described.text]
@@ -192,7 +193,7 @@ def dry_run_lines(plan: RefinePlan) -> Iterator[str]:
 
     plan.check()
     pictures = find_pictures(plan.pictures, plan.images)
-    described = {each.id: each for each in read_lines(plan.output / DESCRIBED, Described)}
+    described = {each.id: each for each in read_back(plan.output / DESCRIBED, Described)}
     done = {each.picture for each in described.values()}
     missing = sum(picture.name not in done for picture, _ in pictures)
     total = len(pictures) * plan.describing.per_picture
@@ -200,7 +201,7 @@ def dry_run_lines(plan: RefinePlan) -> Iterator[str]:
     if plan.editor is None:
         yield "No editor: nothing leaves this machine, and what is not whole falls."
         return
-    edited = {each.id for each in read_lines(plan.output / EDITED, Edited)}
+    edited = {each.id for each in read_back(plan.output / EDITED, Edited)}
     lengths = [len(each.text) for name, each in described.items() if name not in edited]
     lengths += [2 * plan.describing.max_new_tokens] * (missing * plan.describing.per_picture)
     instruction = len(INSTRUCTION + (WITH_PICTURE if plan.show_picture else ""))

@@ -1,16 +1,11 @@
 """The texts about pictures with all that happened to them, on disk from the first word on."""
 
 import json
-import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from ..checkpoint import finished_file, naming_full_disk
-from ..data.json_files import json_lines
-from ..schema import explain
+from ..checkpoint import finished_file
 
 DESCRIBED, EDITED, SETTINGS = "described.jsonl", "edited.jsonl", "settings.json"
 
@@ -57,40 +52,6 @@ class Edited(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     refused: str | None = None
-
-
-Line = TypeVar("Line", bound=BaseModel)
-
-
-def read_lines(path: Path, kind: type[Line]) -> list[Line]:
-    """The lines of a file that grew; nothing where it is not there. A last line that was being written when the run
-    was killed is removed.
-
-    Raises:
-        ValueError: A line is damaged; the message names it.
-    """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    found = []
-    for number, row in json_lines(path):
-        try:
-            found.append(kind.model_validate(row))
-        except ValidationError as error:
-            raise explain(error, f"{path}, line {number}") from None
-    return found
-
-
-def add_lines(path: Path, lines: Iterable[BaseModel]):
-    """Appends lines; they are on the disk when this returns."""
-    with naming_full_disk(path), open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(each.model_dump(), ensure_ascii=False) + "\n" for each in lines))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def keep_settings(folder: Path, settings: dict):
