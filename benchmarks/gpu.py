@@ -30,16 +30,59 @@ from jminigpt4.train.operations import count_operations, measured_peak
 from train import Contenders, make_model, make_rows, race
 
 CONTENDERS = ["article", "hf_blip2", "ours", "ours_no_cache"]
-HEAD = """# On a GPU
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the page says in a language around its figures."""
+
+    head: str
+    not_run: str
+    measured: str
+    training: str
+    decoding: str
+    encoding: str
+    checks: str
+
+
+ENGLISH = Words(
+    head="""English | [日本語](gpu_ja.md)
+
+# On a GPU
 
 `make gpu` checks on the device what tests check on CPUs (`tests/gpu`), measures at true size with random weights
 (`benchmarks/gpu.py`), and writes this page and gpu.json beside it: at most 8 minutes are meant for one card of 80 GB.
 Nothing is downloaded. Every time is wall time between two synchronisations. Code that was written for CUDA and ran on
 CPUs only says so where it stands.
 
-"""
-NOT_RUN = """**Not run.** There was no GPU yet: `make gpu` fills this page in.
-"""
+""",
+    not_run="**Not run.** There was no GPU yet: `make gpu` fills this page in.\n",
+    measured="{device}, torch {torch}, {dtype}, language model of {billions:.2f} billion parameters; "
+    "{peak:.1f} TFLOP/s and {memory:.2f} TB/s measured; {held:.1f} GB held at most.\n",
+    training="| training step | seconds | speed | rows/s | MFU | rows per GB | gradient, relative |",
+    decoding="| decoding | tokens/s | of what the memory allows |",
+    encoding="Encoding: {pictures_per_second:.0f} pictures/s, MFU {mfu:.0%}.",
+    checks="| checked against float32 on the CPU | relative difference |",
+)
+JAPANESE = Words(
+    head="""[English](gpu.md) | 日本語
+
+# GPU での確認と測定
+
+`make gpu` は、CPU でのテストと同じことを GPU で確かめ（`tests/gpu`）、実物の大きさのモデルを乱数の重みで測定し\
+（`benchmarks/gpu.py`）、このページと、隣の gpu.json を書き出します。80 GB のカード一枚で、長くても8分で終わるように\
+作りました。何もダウンロードしません。時間はすべて、同期から同期までの実時間です。CUDA 用に書いて CPU でしか実行して\
+いないコードについては、それぞれの場所にそう書いてあります。
+
+""",
+    not_run="**まだ実行していません。** GPU がなかったためです。`make gpu` がこのページを埋めます。\n",
+    measured="{device}、torch {torch}、{dtype}、言語モデルは {billions:.2f}B パラメータ。"
+    "実測の性能は {peak:.1f} TFLOP/s と {memory:.2f} TB/s、メモリは最大 {held:.1f} GB。\n",
+    training="| 学習のステップ | 秒 | 速さ | 行/秒 | MFU | GB あたりの行数 | 勾配の相対誤差 |",
+    decoding="| 生成 | トークン/秒 | メモリの限界に対して |",
+    encoding="特徴量の計算：毎秒 {pictures_per_second:.0f} 枚、MFU {mfu:.0%}。",
+    checks="| CPU の float32 と比べたもの | 相対誤差 |",
+)
 
 
 @dataclass(frozen=True)
@@ -192,40 +235,41 @@ def measure(device: str, scale: Scale) -> dict[str, Any]:
     return results
 
 
-def page(results: dict[str, Any]) -> str:
-    """`docs/gpu.md`: the figures as a table, or that there are none yet."""
+def page(results: dict[str, Any], words: Words = ENGLISH) -> str:
+    """`docs/gpu.md`, or `docs/gpu_ja.md`: the figures as a table, or that there are none yet."""
     if not results:
-        return HEAD + NOT_RUN
-    lines = [
-        f"{results['device']}, torch {results['torch']}, {results['dtype']}, language model of "
-        f"{results['language_model_parameters'] / 1e9:.2f} billion parameters; "
-        f"{results['peak_operations_per_second'] / 1e12:.1f} TFLOP/s and "
-        f"{results['decoding']['memory_bytes_per_second'] / 1e12:.2f} TB/s measured; "
-        f"{results['peak_memory_gb']:.1f} GB held at most.\n",
-        "| training step | seconds | speed | rows/s | MFU | rows per GB | gradient, relative |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        return words.head + words.not_run
+    measured = words.measured.format(
+        device=results["device"],
+        torch=results["torch"],
+        dtype=results["dtype"],
+        billions=results["language_model_parameters"] / 1e9,
+        peak=results["peak_operations_per_second"] / 1e12,
+        memory=results["decoding"]["memory_bytes_per_second"] / 1e12,
+        held=results["peak_memory_gb"],
+    )
+    lines = [measured, words.training, "|---|---|---|---|---|---|---|"]
     for name, each in results["training"].items():
         lines.append(
             f"| {name} | {each['seconds']:.3f} | {each['ratio']:.2f} ({each['ratio_spread'][0]:.2f}-"
             f"{each['ratio_spread'][1]:.2f}) | {each['rows_per_second']:.0f} | {each['mfu']:.0%} | "
             f"{each['rows_per_gb']:.1f} | {each['gradient_relative_error']:.0e} |"
         )
-    lines += ["", "| decoding | tokens/s | of what the memory allows |", "|---|---|---|"]
+    lines += ["", words.decoding, "|---|---|---|"]
     for name, each in results["decoding"].items():
         if isinstance(each, dict):
             lines.append(f"| {name} | {each['tokens_per_second']:.0f} | {each['of_limit']:.0%} |")
-    encoded = results["encoding"]
-    lines += ["", f"Encoding: {encoded['pictures_per_second']:.0f} pictures/s, MFU {encoded['mfu']:.0%}."]
+    lines += ["", words.encoding.format(**results["encoding"])]
     if checks := results.get("checks"):
-        lines += ["", "| checked against float32 on the CPU | relative difference |", "|---|---|"]
+        lines += ["", words.checks, "|---|---|"]
         lines += [f"| {name} | {value:.1e} |" for name, value in checks.items()]
-    return HEAD + "\n".join(lines) + "\n"
+    return words.head + "\n".join(lines) + "\n"
 
 
 def write_page(results: dict[str, Any], folder: Path):
-    """`gpu.md` and `gpu.json`."""
+    """`gpu.md`, `gpu_ja.md` and `gpu.json`."""
     (folder / "gpu.md").write_text(page(results), encoding="utf-8")
+    (folder / "gpu_ja.md").write_text(page(results, JAPANESE), encoding="utf-8")
     (folder / "gpu.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -22,10 +22,11 @@ def test_figures(gpu, device, figures, tmp_path):
         if name.startswith("batch"):
             assert each["tokens_per_second"] / each["limit"] == pytest.approx(each["of_limit"])
     gpu.write_page({**results, "checks": {"a check": 0.01}}, tmp_path)
-    page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
-    assert results["device"] in page and gpu.NOT_RUN not in page and "| a check | 1.0e-02 |" in page
-    for table in ("| captions/article | ", "| questions/ours_no_cache | ", "| batch 1/static cache, compiled | "):
-        assert table in page
+    for name, words in (("gpu.md", gpu.ENGLISH), ("gpu_ja.md", gpu.JAPANESE)):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert results["device"] in page and words.not_run not in page and "| a check | 1.0e-02 |" in page
+        for table in ("| captions/article | ", "| questions/ours_no_cache | ", "| batch 1/static cache, compiled | "):
+            assert table in page
     assert json.loads((tmp_path / "gpu.json").read_text())["training"] == results["training"]
 
 
@@ -34,3 +35,4 @@ def test_the_page_says_so_until_it_was_run(gpu):
     path = docs / "gpu.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     assert (docs / "gpu.md").read_text(encoding="utf-8") == gpu.page(results)
+    assert (docs / "gpu_ja.md").read_text(encoding="utf-8") == gpu.page(results, gpu.JAPANESE)
