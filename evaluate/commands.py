@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .benchmarks import BENCHMARKS, parse_request
-from .controls import CONTROLS
+from .items import CONTROLS
 
 
 def named_benchmarks() -> Iterator[str]:

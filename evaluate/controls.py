@@ -15,8 +15,6 @@ from .predictions import Prediction
 from .scoring import Score, measures_of, scored_measure
 
 BLIND, SHUFFLED = "blind", "shuffled"
-CONTROLS = 100
-"""Items of a benchmark that are asked again, where the user says nothing."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from ..data.pictures import Picture
 if TYPE_CHECKING:
     from PIL import Image
 
+CONTROLS = 100
+"""Items of a benchmark that are asked again blind and with other pictures, where the user says nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

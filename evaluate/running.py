@@ -11,9 +11,9 @@ from ..data.ids import read_twins
 from ..extras import require
 from .benchmarks import Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
-from .controls import BLIND, CONTROLS, SHUFFLED, control_items, score_controls
+from .controls import BLIND, SHUFFLED, control_items, score_controls
 from .examinee import Examinee, checkpoint_examinee, endpoint_examinee
-from .items import Item
+from .items import CONTROLS, Item
 from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions, read_settings
 from .report import write_report
 from .scoring import Result, differences, score

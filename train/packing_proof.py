@@ -185,7 +185,7 @@ def _losses(loss: PackLoss, packs: list[Pack], numbers: list[int], features: tor
 def _relative(values: list[torch.Tensor], expected: list[torch.Tensor]) -> torch.Tensor:
     """Norm of the difference of two lists of tensors over that of the second."""
     off, whole = (
-        torch.stack([each.double().norm() for each in tensors]).norm()
+        torch.stack([each.cpu().double().norm() for each in tensors]).norm()
         for tensors in ([value - other for value, other in zip(values, expected, strict=True)], expected)
     )
     return off / whole.clamp(min=torch.finfo(whole.dtype).tiny)

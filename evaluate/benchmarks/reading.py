@@ -10,9 +10,13 @@ from pydantic import BaseModel, Field
 
 from ...data.pictures import PictureFolders, TablePicture
 from ..items import Item, ask
-from ..metrics.reading import LINE_ITEM, SCALARS
 from .registry import Request, benchmark
 from .tables import TableRow, cell_name, encoded_picture, parquet_files, rows
+
+SCALARS = ("store_name", "store_address", "receipt_id", "date", "time", "total_amount", "tax_amount")
+"""Fields of a receipt with one value."""
+LINE_ITEM = ("item_name", "item_price", "item_quantity")
+"""Fields of each line of a receipt."""
 
 # The benchmark's own instructions, as llm-jp-eval-mm has them (src/eval_mm/tasks/jawildtext_*.py).
 BOXED = (

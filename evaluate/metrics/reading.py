@@ -9,13 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..benchmarks.reading import LINE_ITEM, SCALARS
 from .measure import Measure, mean_of
 from .tokenization import version_of
-
-SCALARS = ("store_name", "store_address", "receipt_id", "date", "time", "total_amount", "tax_amount")
-"""Fields of a receipt with one value."""
-LINE_ITEM = ("item_name", "item_price", "item_quantity")
-"""Fields of each line of a receipt."""
 
 
 def contained(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Measure:

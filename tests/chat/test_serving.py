@@ -598,9 +598,8 @@ def test_the_time_limit(completions, blocked, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up(completions, blocked, stream):
     request = as_bytes(body([], "何色?", stream=stream))
-    head = (
-        f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(request)}\r\n\r\n"
-    )
+    fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(request)}"
+    head = f"POST {PATH} HTTP/1.1\r\n{fields}\r\n\r\n"
     with serve(completions) as client:
         with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
             connection.sendall(head.encode() + request)

@@ -72,7 +72,7 @@ def test_pictures_and_placeholders_have_to_agree(front):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "pip install -e '.[llama]'"),
+        (None, '[llama]"'),
         ("missing.gguf", "No file"),
         ("text.gguf", "is no GGUF file"),
         ("empty.gguf", "is damaged, or of a kind"),

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jminigpt4 import JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
@@ -103,6 +104,7 @@ def test_weights_of_another_model(folder, change, sentence):
 
 def captions_about_nothing(folder) -> str:
     path = folder.parent / "captions.jsonl"
+    Image.new("RGB", (8, 8)).save(folder.parent / "none.png")
     path.write_text('{"image": "none.png", "caption": "a"}')
     return str(path)
 

@@ -143,7 +143,10 @@ def test_pictures_leave_only_when_told_to(tmp_path, checkpoint, folder, told, sc
         assert all(body["messages"][-1]["content"][0]["type"] == "image_url" for body in server.requests)
 
 
-def test_a_stop_loses_nothing_and_sends_nothing_twice(tmp_path, checkpoint, folder, told, scripted_server):
+def test_a_stop_loses_nothing_and_sends_nothing_twice(
+    tmp_path, checkpoint, folder, told, scripted_server, monkeypatch
+):
+    monkeypatch.setattr("jminigpt4.refine.editing.AT_ONCE", 1)
     options = {"describing": Describing(batch_size=2), "editor_model": "gpt"}
     with scripted_server(mended) as server:
         whole = refine(plan_for(checkpoint, folder, tmp_path / "whole", editor=server.url, **options))

@@ -144,7 +144,7 @@ def test_a_run_says_where_its_time_went(make_model, processor, captions, tmp_pat
     # Given to the counters before the clock's stages, so that it is nobody's.
     monkeypatch.setattr(metrics, "peak_memory_gb", clock.spending(3, lambda: 1.0))
     recipe = RECIPE.with_(pack_tokens=4096)
-    train(make_model(), captions, tmp_path / "run", recipe, processor=processor, progress=False)
+    train(make_model(), captions, tmp_path / "run", recipe, processor=processor, progress=False, workers=0)
     first, second, last = read_metrics(tmp_path / "run" / "metrics.jsonl")
     for line, other in ((first, 0), (second, 3)):
         shares = {"decode": 4, "encode": 4, "language_model": 2, "optimiser": 1, "other": other}
