@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +22,7 @@ from .recipe import Recipe
 from .sources import SourceData
 
 STEPS_AHEAD, MOST_WORKERS = 2, 8
+LOOKS = 0.2  # seconds between looks of a worker at who its parent is
 
 
 @dataclass
@@ -237,7 +240,21 @@ def prepared_ahead(steps: StepDataset, workers: int) -> DataLoader:
         collate_fn=_only,
         num_workers=workers,
         prefetch_factor=STEPS_AHEAD if workers else None,
+        worker_init_fn=_end_with_parent,
     )
+
+
+def _end_with_parent(number: int):
+    """In a worker: ends it soon after the process that it works for. torch's own watch lets a worker leave, but it
+    waits for ever then to hand on a step that nobody reads."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def spare_workers(steps: StepDataset, device: torch.device, processes: int) -> int:
