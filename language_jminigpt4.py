@@ -20,13 +20,28 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # transformers 5.24 calls `cache` what was `past_key_values` before, in arguments as in outputs.
 BASE_OUTPUTS = {field.name for field in fields(BaseModelOutputWithPast)}
 CACHE_NAME = "cache" if "cache" in BASE_OUTPUTS else "past_key_values"
+
+
+def model_without_head(config: Any) -> Any:
+    """The language model of a configuration, `AutoModel`'s.
+
+    Raises:
+        ValueError: transformers has no such model without a head, or none with one.
+    """
+    for door, lacking in ((AutoModel, "no model without a head"), (AutoModelForCausalLM, "no causal language model")):
+        if type(config) not in door._model_mapping:
+            raise ValueError(
+                f"The language model is of type {config.model_type!r}, which has {lacking} in transformers: it cannot "
+                "be the language model here. Take another one."
+            )
+    return AutoModel.from_config(config)
 
 
 class Family:
@@ -43,7 +58,7 @@ class Family:
 
     Raises:
         ValueError: The family's causal model is more than `language_model` and one linear layer behind it, or it
-            takes no embeddings or no cache.
+            takes no embeddings, no cache or no attention mask, or has no row for every token.
     """
 
     def __init__(self, config: Any, language_model: nn.Module):
@@ -66,6 +81,11 @@ class Family:
             ("inputs_embeds" not in arguments, "takes no embeddings, which is what pictures are"),
             (len(tables) > 1 and table is not nn.Embedding, "looks every token up in two tables"),
             (not self.cache_name, "keeps no keys and values"),
+            ("attention_mask" not in arguments, "takes no attention mask, so that it would read padding as text"),
+            (
+                tables[0].weight.shape[0] < config.vocab_size,
+                "has an embedding table that does not follow its vocab_size, so that the image token gets no row",
+            ),
             (
                 by_ids,
                 f"looks tokens up by their ids behind its embeddings ({', '.join(by_ids)}), and a picture has none",
@@ -157,4 +177,4 @@ class _KnownLogits(nn.Module):
         return self.logits.clone()
 
 
-__all__ = ["BASE_OUTPUTS", "CACHE_NAME", "Family"]
+__all__ = ["BASE_OUTPUTS", "CACHE_NAME", "Family", "model_without_head"]
