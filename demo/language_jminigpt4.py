@@ -55,6 +55,8 @@ class Family:
         base_name (`str`), head_name (`str`): Of base and head in the family's causal model.
         in_features (`int`), out_features (`int`), bias (`bool`): Of the family's head.
         is_plain (`bool`): The family multiplies with its head and does nothing else.
+        text_scale (`float`): What the family multiplies embeddings with where it looks them up itself, and not where
+            it is given them: Falcon-H1's `embedding_multiplier`.
 
     Raises:
         ValueError: The family's causal model is more than `language_model` and one linear layer behind it, or it
@@ -102,6 +104,7 @@ class Family:
         except Exception as error:
             raise self._refusal(f"does not make logits of hidden states alone ({error!r})") from error
         self.is_plain = all(probes)
+        self.text_scale = _scale_of_text(language_model)
 
     def _refusal(self, trait: str) -> ValueError:
         return ValueError(
@@ -128,6 +131,35 @@ class Family:
         parts = {self.base_name: _Base(language_model, hidden_states), self.head_name: head}
         family.__dict__.update(self.shell.__dict__, _modules={**self.shell._modules, **parts})
         return family.forward(inputs_embeds=hidden_states, return_dict=True).logits
+
+
+def _scale_of_text(language_model: nn.Module) -> float:
+    """What embeddings are multiplied with when the model is given ids, over that when it is given embeddings."""
+    table, factors = language_model.get_input_embeddings(), []
+    for name in ("input_ids", "inputs_embeds"):
+        embeddings = _Embeddings()
+        handle = table.register_forward_hook(lambda *_, found=embeddings: found)
+        ids = torch.zeros(1, 1, dtype=torch.long, device=table.weight.device)
+        try:
+            language_model(**{name: ids if name == "input_ids" else embeddings})
+        except Exception:  # it goes on to what takes a tensor, whatever that raises
+            pass
+        finally:
+            handle.remove()
+        factors.append(embeddings.factor)
+    return factors[0] / factors[1]
+
+
+class _Embeddings:
+    """Stands for embeddings, and notes what they are multiplied with."""
+
+    factor = 1.0
+
+    def __mul__(self, factor: Any) -> "_Embeddings":
+        self.factor *= float(factor)
+        return self
+
+    __rmul__ = __mul__
 
 
 @functools.cache

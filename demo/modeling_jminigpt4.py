@@ -370,6 +370,9 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             raise ValueError("Give the pictures once: as pixel_values, query_features or mm_encoder_outputs.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+            # CODEPATH: Falcon-H1 here, which scales what it looks up itself; all others leave it as it is.
+            if self.family.text_scale != 1.0:
+                inputs_embeds = inputs_embeds * self.family.text_scale
 
         if pixel_values is not None or query_features is not None:
             if input_ids is not None:

@@ -152,7 +152,7 @@ OWN = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "falcon_h1": {"lm_head_multiplier": 0.3},
+    "falcon_h1": {"lm_head_multiplier": 0.3, "embedding_multiplier": 2.5},
     "gemma2": CAPPED,
     "gemma3_text": CAPPED,
     "gemma4_unified_text": CAPPED,
@@ -179,6 +179,7 @@ OWN = {
     "musicgen": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
     "musicgen_melody": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
     "mamba2": {"num_heads": 4, "head_dim": 16},
+    "moshi": {"sliding_window": 128},  # past a window its own steps with a cache are not its own pass over the whole
     "nanochat": CAPPED,
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
     "qwen3_5_moe_text": LINEAR,

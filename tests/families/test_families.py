@@ -106,6 +106,8 @@ def with_pictures(model, family: torch.nn.Module, ids: list[int], pixel_values: 
     """Embeddings of a prompt, `(1, len(ids), 32)`, the family's own, and pictures in their places."""
     is_picture = torch.tensor(ids) == IMAGE
     embeddings = family.get_input_embeddings()(torch.tensor([ids]).masked_fill(is_picture, 0))
+    if family.config.model_type == "falcon_h1":  # what its own model does to text, and not to embeddings
+        embeddings = embeddings * family.config.embedding_multiplier
     if pixel_values is not None:
         pictures = model.get_image_features(pixel_values).pooler_output.flatten(0, 1)
         embeddings[0, is_picture] = pictures.to(embeddings.dtype)
