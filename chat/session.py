@@ -312,8 +312,8 @@ class ChatSession:
     def _cropped(self, identities: list[Hashable]) -> tuple[Cache | None, int]:
         """The cache, cropped to what it has in common with `identities`, and its length: at least one position short
         of them, since the first token is chosen from the last one's logits. The session has none until it is put back:
-        a failure half-way leaves no cache that nobody knows the contents of. None is kept of a language model that keeps
-        more than keys and values."""
+        a failure half-way leaves no cache that nobody knows the contents of. None is kept of a language model
+        that keeps more than keys and values."""
         cache, self._cache = self._cache, None
         common = _length_in_common(self._cached, identities[:-1]) if cache is not None else 0
         if cache is None or common == 0:

@@ -8,7 +8,7 @@ from transformers.models.auto import CONFIG_MAPPING
 
 from ..configuration_jminigpt4 import JMiniGPT4Config, check_language_model
 from ..inference.stored_weights import Place, StoredNames
-from ..language_jminigpt4 import Family, model_without_head
+from ..language_jminigpt4 import Family, check_models, model_without_head
 from .language_code import register_language_code
 from .parts import Part, Read
 from .sources import JMINIGPT4, LANGUAGE, Source
@@ -36,6 +36,7 @@ def language_config(source: Source, trusted_code: str | None = None) -> tuple[Pr
     code = register_language_code(source, trusted_code) if unknown else {}
     config = AutoConfig.from_pretrained(source.need_folder(), trust_remote_code=False)
     check_language_model(config)
+    check_models(config)
     config.name_or_path = source.public_name  # what is published says nothing of this machine's folders
     if hasattr(config, "auto_map"):
         del config.auto_map  # code that is not run needs no mention, and the rest is registered
@@ -58,7 +59,9 @@ def language_part(source: Source, config: PreTrainedConfig, vocab_size: int) -> 
     """
     rows, config.vocab_size = config.vocab_size, vocab_size
     if vocab_size > rows:
-        config = type(config).from_dict(config.to_dict())  # whatever else follows from the size (Moshi's depth decoder)
+        config = type(config).from_dict(
+            config.to_dict()
+        )  # whatever else follows from the size (Moshi's depth decoder)
     with torch.device("meta"):
         headless = model_without_head(config)
     family = Family(config, headless)

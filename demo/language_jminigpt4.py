@@ -29,11 +29,11 @@ BASE_OUTPUTS = {field.name for field in fields(BaseModelOutputWithPast)}
 CACHE_NAME = "cache" if "cache" in BASE_OUTPUTS else "past_key_values"
 
 
-def model_without_head(config: Any) -> Any:
-    """The language model of a configuration, `AutoModel`'s.
+def check_models(config: Any):
+    """Refuses what is no causal language model of transformers.
 
     Raises:
-        ValueError: transformers has no such model without a head, or none with one.
+        ValueError: There is no such model without a head, or none with one.
     """
     for door, lacking in ((AutoModel, "no model without a head"), (AutoModelForCausalLM, "no causal language model")):
         if type(config) not in door._model_mapping:
@@ -41,6 +41,15 @@ def model_without_head(config: Any) -> Any:
                 f"The language model is of type {config.model_type!r}, which has {lacking} in transformers: it cannot "
                 "be the language model here. Take another one."
             )
+
+
+def model_without_head(config: Any) -> Any:
+    """The language model of a configuration, `AutoModel`'s.
+
+    Raises:
+        ValueError: It is no causal language model of transformers.
+    """
+    check_models(config)
     return AutoModel.from_config(config)
 
 
@@ -75,7 +84,7 @@ class Family:
         # A language model with code of its own may still call it by the old name.
         self.cache_name = next((name for name in (CACHE_NAME, "past_key_values") if name in arguments), "")
         table = type(language_model.get_input_embeddings())
-        tables = [each for each in language_model.modules() if type(each) is table]
+        tables: list[Any] = [each for each in language_model.modules() if type(each) is table]
         by_ids = sorted({type(each).__name__ for each in language_model.modules() if _needs_ids(type(each))})
         for refused, trait in (
             (base_name is None, f"is not built on {type(language_model).__name__}"),
@@ -209,4 +218,4 @@ class _KnownLogits(nn.Module):
         return self.logits.clone()
 
 
-__all__ = ["BASE_OUTPUTS", "CACHE_NAME", "Family", "model_without_head"]
+__all__ = ["BASE_OUTPUTS", "CACHE_NAME", "Family", "check_models", "model_without_head"]

@@ -64,7 +64,7 @@ OWN_CACHES = {
 
 @pytest.mark.parametrize("family", OWN_CACHES)
 def test_language_models_with_caches_of_their_own(make_model, processor, pictures, family):
-    """States run through all positions, indexed attention keeps more than keys: nothing of them is cropped or shared."""
+    """States run through all positions, indexed attention keeps more than keys: nothing is cropped or shared."""
     session = ChatSession(make_model(family, **OWN_CACHES[family]), processor)
     asked = {"max_new_tokens": 6}
     session.model.generation_config.max_new_tokens = 6

@@ -168,7 +168,9 @@ OWN = {
     "inkling2_loop_text": {"unpadded_vocab_size": VOCABULARY},
     "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "gemma4_assistant": {"text_config": dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input"), 0)},
+    "gemma4_assistant": {
+        "text_config": dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input"), 0)
+    },
     "kimi_linear": {**LINEAR, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2": CONVOLUTION,
     "lfm2_moe": CONVOLUTION,
@@ -177,7 +179,11 @@ OWN = {
     "llama4_text": {"layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]},
     "longcat_flash": {"zero_expert_num": 2, "num_layers": 1},
     "musicgen": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
-    "musicgen_melody": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
+    "musicgen_melody": {
+        "text_encoder": {"model_type": "t5"},
+        "audio_encoder": {"model_type": "encodec"},
+        "decoder": {},
+    },
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "moshi": {"sliding_window": 128},  # past a window its own steps with a cache are not its own pass over the whole
     "nanochat": CAPPED,
@@ -187,7 +193,12 @@ OWN = {
     "qwen3_next": LINEAR,
     "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention"], "hc_lowrank": 8, **INDEXER},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "attention_head_size": 8, "feed_forward_size": 64},
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"],
+        "attention_head_size": 8,
+        "feed_forward_size": 64,
+    },
     "zamba": {"layer_types": ["mamba", "hybrid"], "attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {
         "layers_block_type": ["mamba", "hybrid"],

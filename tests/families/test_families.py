@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoProcessor
@@ -32,6 +33,9 @@ FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MOVED_BY_PADDING = {"recurrent_gemma"}
 # Whose own step with a cache is that far from its own pass over the whole.
 OWN_CACHE_TOLERANCE = {"nemotron_h": 1e-3}
+# transformers 5.19 cannot read what it writes of their configuration where that is a part of another: nor does a
+# conversion write it then.
+UNREADABLE = {"dbrx"} if transformers.__version__.startswith("5.19.") else set()
 # Attention over a mask and positions, windows and experts or none: their rows stay packed.
 PACKED = {
     "gemma2",
@@ -214,6 +218,13 @@ def test_equal_to_its_own_family_or_refused(
     if reason := trait_against(config, name):
         assert refusal(config, image_side, save_tokenizer, tmp_path) == reason
         found = "refused: " + reason.partition(" wh")[2].partition(": ")[0].partition(" (")[0].partition(" ")[2]
+    elif name in UNREADABLE:
+        with pytest.raises(ValueError, match="Found unknown kwargs"):
+            type(config).from_dict(config.to_dict())
+        with pytest.raises(ValueError, match="Found unknown kwargs"):
+            converted(own_family(config), image_side, save_tokenizer, tmp_path)
+        assert not (tmp_path / "whole").exists()
+        found = "refused: this transformers cannot read its configuration as a part of another"
     else:
         family = own_family(config)
         model = converted(family, image_side, save_tokenizer, tmp_path)
