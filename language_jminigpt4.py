@@ -20,13 +20,37 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # transformers 5.24 calls `cache` what was `past_key_values` before, in arguments as in outputs.
 BASE_OUTPUTS = {field.name for field in fields(BaseModelOutputWithPast)}
 CACHE_NAME = "cache" if "cache" in BASE_OUTPUTS else "past_key_values"
+
+
+def check_models(config: Any):
+    """Refuses what is no causal language model of transformers.
+
+    Raises:
+        ValueError: There is no such model without a head, or none with one.
+    """
+    for door, lacking in ((AutoModel, "no model without a head"), (AutoModelForCausalLM, "no causal language model")):
+        if type(config) not in door._model_mapping:
+            raise ValueError(
+                f"The language model is of type {config.model_type!r}, which has {lacking} in transformers: it cannot "
+                "be the language model here. Take another one."
+            )
+
+
+def model_without_head(config: Any) -> Any:
+    """The language model of a configuration, `AutoModel`'s.
+
+    Raises:
+        ValueError: It is no causal language model of transformers.
+    """
+    check_models(config)
+    return AutoModel.from_config(config)
 
 
 class Family:
@@ -40,10 +64,12 @@ class Family:
         base_name (`str`), head_name (`str`): Of base and head in the family's causal model.
         in_features (`int`), out_features (`int`), bias (`bool`): Of the family's head.
         is_plain (`bool`): The family multiplies with its head and does nothing else.
+        text_scale (`float`): What the family multiplies embeddings with where it looks them up itself, and not where
+            it is given them: Falcon-H1's `embedding_multiplier`.
 
     Raises:
         ValueError: The family's causal model is more than `language_model` and one linear layer behind it, or it
-            takes no embeddings or no cache.
+            takes no embeddings, no cache or no attention mask, or has no row for every token.
     """
 
     def __init__(self, config: Any, language_model: nn.Module):
@@ -58,7 +84,7 @@ class Family:
         # A language model with code of its own may still call it by the old name.
         self.cache_name = next((name for name in (CACHE_NAME, "past_key_values") if name in arguments), "")
         table = type(language_model.get_input_embeddings())
-        tables = [each for each in language_model.modules() if type(each) is table]
+        tables: list[Any] = [each for each in language_model.modules() if type(each) is table]
         by_ids = sorted({type(each).__name__ for each in language_model.modules() if _needs_ids(type(each))})
         for refused, trait in (
             (base_name is None, f"is not built on {type(language_model).__name__}"),
@@ -66,6 +92,11 @@ class Family:
             ("inputs_embeds" not in arguments, "takes no embeddings, which is what pictures are"),
             (len(tables) > 1 and table is not nn.Embedding, "looks every token up in two tables"),
             (not self.cache_name, "keeps no keys and values"),
+            ("attention_mask" not in arguments, "takes no attention mask, so that it would read padding as text"),
+            (
+                tables[0].weight.shape[0] < config.vocab_size,
+                "has an embedding table that does not follow its vocab_size, so that the image token gets no row",
+            ),
             (
                 by_ids,
                 f"looks tokens up by their ids behind its embeddings ({', '.join(by_ids)}), and a picture has none",
@@ -82,6 +113,7 @@ class Family:
         except Exception as error:
             raise self._refusal(f"does not make logits of hidden states alone ({error!r})") from error
         self.is_plain = all(probes)
+        self.text_scale = _scale_of_text(language_model)
 
     def _refusal(self, trait: str) -> ValueError:
         return ValueError(
@@ -108,6 +140,35 @@ class Family:
         parts = {self.base_name: _Base(language_model, hidden_states), self.head_name: head}
         family.__dict__.update(self.shell.__dict__, _modules={**self.shell._modules, **parts})
         return family.forward(inputs_embeds=hidden_states, return_dict=True).logits
+
+
+def _scale_of_text(language_model: nn.Module) -> float:
+    """What embeddings are multiplied with when the model is given ids, over that when it is given embeddings."""
+    table, factors = language_model.get_input_embeddings(), []
+    for name in ("input_ids", "inputs_embeds"):
+        embeddings = _Embeddings()
+        handle = table.register_forward_hook(lambda *_, found=embeddings: found)
+        ids = torch.zeros(1, 1, dtype=torch.long, device=table.weight.device)
+        try:
+            language_model(**{name: ids if name == "input_ids" else embeddings})
+        except Exception:  # it goes on to what takes a tensor, whatever that raises
+            pass
+        finally:
+            handle.remove()
+        factors.append(embeddings.factor)
+    return factors[0] / factors[1]
+
+
+class _Embeddings:
+    """Stands for embeddings, and notes what they are multiplied with."""
+
+    factor = 1.0
+
+    def __mul__(self, factor: Any) -> "_Embeddings":
+        self.factor *= float(factor)
+        return self
+
+    __rmul__ = __mul__
 
 
 @functools.cache
@@ -157,4 +218,4 @@ class _KnownLogits(nn.Module):
         return self.logits.clone()
 
 
-__all__ = ["BASE_OUTPUTS", "CACHE_NAME", "Family"]
+__all__ = ["BASE_OUTPUTS", "CACHE_NAME", "Family", "check_models", "model_without_head"]

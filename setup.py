@@ -63,7 +63,7 @@ setup(
     },
     cmdclass={"build_py": BuildRoot},
     install_requires=[
-        "accelerate>=1.1",
+        "accelerate>=1.3",  # the first whose `unwrap_model` takes what transformers' Trainer gives it
         "bitsandbytes>=0.46; platform_system != 'Darwin'",
         "httpx",
         "huggingface-hub>=1.31",

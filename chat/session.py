@@ -305,13 +305,15 @@ class ChatSession:
         generated = self._generator.new_tokens(
             [token_ids], self._encode(behind), options, cache, streamer=streamer, stop=self._stop
         )[0]
-        self._cache, self._cached = cache, [*identities, *generated][: int(cache.get_seq_length())]
+        if cache is not None:
+            self._cache, self._cached = cache, [*identities, *generated][: int(cache.get_seq_length())]
         return generated
 
-    def _cropped(self, identities: list[Hashable]) -> tuple[Cache, int]:
+    def _cropped(self, identities: list[Hashable]) -> tuple[Cache | None, int]:
         """The cache, cropped to what it has in common with `identities`, and its length: at least one position short
         of them, since the first token is chosen from the last one's logits. The session has none until it is put back:
-        a failure half-way leaves no cache that nobody knows the contents of."""
+        a failure half-way leaves no cache that nobody knows the contents of. None is kept of a language model
+        that keeps more than keys and values."""
         cache, self._cache = self._cache, None
         common = _length_in_common(self._cached, identities[:-1]) if cache is not None else 0
         if cache is None or common == 0:

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 
 from ..configuration_jminigpt4 import JMiniGPT4Config, check_language_model
 from ..inference.stored_weights import Place, StoredNames
-from ..language_jminigpt4 import Family
+from ..language_jminigpt4 import Family, check_models, model_without_head
 from .language_code import register_language_code
 from .parts import Part, Read
 from .sources import JMINIGPT4, LANGUAGE, Source
@@ -36,6 +36,7 @@ def language_config(source: Source, trusted_code: str | None = None) -> tuple[Pr
     code = register_language_code(source, trusted_code) if unknown else {}
     config = AutoConfig.from_pretrained(source.need_folder(), trust_remote_code=False)
     check_language_model(config)
+    check_models(config)
     config.name_or_path = source.public_name  # what is published says nothing of this machine's folders
     if hasattr(config, "auto_map"):
         del config.auto_map  # code that is not run needs no mention, and the rest is registered
@@ -57,14 +58,20 @@ def language_part(source: Source, config: PreTrainedConfig, vocab_size: int) -> 
         ValueError: The language model is of a family that cannot stand here, or a tensor belongs to nothing in it.
     """
     rows, config.vocab_size = config.vocab_size, vocab_size
+    if vocab_size > rows:
+        config = type(config).from_dict(
+            config.to_dict()
+        )  # whatever else follows from the size (Moshi's depth decoder)
     with torch.device("meta"):
-        headless = AutoModel.from_config(config)
+        headless = model_without_head(config)
     family = Family(config, headless)
-    tables = {f"{LANGUAGE_PREFIX}{_embedding_name(headless)}"}
-    tables |= {"lm_head.weight", "lm_head.bias"} if family.out_features == vocab_size else set()
+    # Moshi's table is longer than its vocabulary; Inkling 2's head is shorter than its table.
+    tables = {f"{LANGUAGE_PREFIX}{_embedding_name(headless)}": headless.get_input_embeddings().weight.shape[0]}
+    if family.out_features == vocab_size:
+        tables |= dict.fromkeys(("lm_head.weight", "lm_head.bias"), vocab_size)
     found = _whole_model(source) if source.layout is JMINIGPT4 else _Tensors(source, config, headless, family).placed()
     tensors = {
-        name: _grown(read, rows, vocab_size) if name in tables and vocab_size > rows else read
+        name: _grown(read, vocab_size - rows, tables[name]) if name in tables and vocab_size > rows else read
         for name, read in found.items()
     }
     if getattr(config, "tie_word_embeddings", False) and "lm_head.weight" in tensors:
@@ -130,13 +137,13 @@ class _Tensors:
         return lambda: self.own.convert({key: read() for key, read in reads.items()})[name]
 
 
-def _grown(read: Read, old: int, new: int) -> Read:
+def _grown(read: Read, count: int, total: int) -> Read:
     def grow() -> torch.Tensor:
         table = read()
-        if table.shape[0] != old:  # not what the configuration says, which is said when it is written
+        if table.shape[0] != total - count:  # not what the configuration says, which is said when it is written
             return table
         mean = table.float().mean(0, keepdim=True).to(table.dtype)
-        return torch.cat([table, mean.expand(new - old, *table.shape[1:])])
+        return torch.cat([table, mean.expand(count, *table.shape[1:])])
 
     return grow
 

@@ -48,7 +48,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, torch_compila
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_jminigpt4 import JMiniGPT4Config
-from .language_jminigpt4 import BASE_OUTPUTS, CACHE_NAME, Family
+from .language_jminigpt4 import BASE_OUTPUTS, CACHE_NAME, Family, model_without_head
 
 # exp of minus it is zero in float32, at temperatures up to 1.9 as well, and its square is finite in float16.
 IMAGE_TOKEN_BELOW_MAXIMUM = 200.0
@@ -173,7 +173,7 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size, dtype=torch.float32)
         self.query_tokens = nn.Parameter(queries)
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config).float()
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = model_without_head(config.text_config)
         self.family = Family(config.text_config, self.language_model)
         embedding_size = self.language_model.get_input_embeddings().embedding_dim
         sizes = (config.qformer_config.hidden_size, embedding_size)
@@ -370,6 +370,9 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             raise ValueError("Give the pictures once: as pixel_values, query_features or mm_encoder_outputs.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+            # CODEPATH: Falcon-H1 here, which scales what it looks up itself; all others leave it as it is.
+            if self.family.text_scale != 1.0:
+                inputs_embeds = inputs_embeds * self.family.text_scale
 
         if pixel_values is not None or query_features is not None:
             if input_ids is not None:

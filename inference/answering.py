@@ -10,11 +10,13 @@ import os
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from PIL import Image
 from transformers import Cache, DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 from ..modeling_jminigpt4 import CACHE_NAME, JMiniGPT4ForConditionalGeneration
@@ -135,6 +137,8 @@ class AnswerGenerator:
 
     def _common_length(self, prompts: list[Prompt]) -> int:
         """How many tokens that all prompts begin with are computed apart from them, once for each list of pictures."""
+        if not self._keeps_keys_and_values:
+            return 0
         rows = [prompt.input_ids for prompt in prompts]
         common = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)
         while rows[0][:common].count(self.processor.image_token_id) % self.processor.num_query_tokens:
@@ -157,8 +161,19 @@ class AnswerGenerator:
     def searches_with_beams(self, options: Mapping[str, Any]) -> bool:
         return (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1
 
-    def new_cache(self, length: int | None = None, rows: int = 1) -> Cache:
-        """An empty KV cache.
+    @cached_property
+    def _keeps_keys_and_values(self) -> bool:
+        """Whether keys and values of every position are all that the language model keeps, so that a cache of them
+        can be cropped and shared. A state has run through all positions, and families have caches of their own."""
+        if isinstance(self.model, LlamaCppForConditionalGeneration):
+            return True
+        if self.model._is_stateful or not self.model._supports_default_dynamic_cache():
+            return False
+        layers = DynamicCache(config=self.model.config.get_text_config(decoder=True)).layers
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+    def new_cache(self, length: int | None = None, rows: int = 1) -> Cache | None:
+        """An empty KV cache; none where `generate` has to make the language model's own.
 
         Args:
             length: Positions of all rows together, what they share counted once; the context window by default. Only
@@ -168,7 +183,7 @@ class AnswerGenerator:
         if isinstance(self.model, LlamaCppForConditionalGeneration):
             window = DEFAULT_WINDOW if self.window == math.inf else int(self.window)
             return self.model.new_cache(window if length is None else length, rows)
-        return DynamicCache()
+        return DynamicCache() if self._keeps_keys_and_values else None
 
     @torch.no_grad()
     def new_tokens(

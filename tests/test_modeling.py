@@ -294,6 +294,17 @@ def test_parts_offloaded_to_disk(make_model, pixel_values, tmp_path, offloaded):
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
 
+def test_offloaded_as_accelerate_chooses(make_model, pixel_values, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "saved")
+    again = JMiniGPT4ForConditionalGeneration.from_pretrained(
+        tmp_path / "saved", device_map="auto", max_memory={"cpu": 150_000}, offload_folder=tmp_path / "offloaded"
+    )
+    assert {"cpu", "disk"} == set(map(str, again.hf_device_map.values()))
+    inputs = {**padded(*PROMPTS), "pixel_values": pixel_values}
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
 def test_vision_layernorm_has_its_own_eps(make_model, tmp_path):
     model = make_model()
     assert model.model.vision_model.post_layernorm.eps == 1e-5

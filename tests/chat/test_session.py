@@ -53,6 +53,30 @@ def test_answers_equal_those_of_the_whole_prompt(chat_model, make_processor, pic
     assert len({turn.answer for turn in session.turns}) > 1
 
 
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+OWN_CACHES = {
+    "lfm2": {"intermediate_size": 64, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "minimax": {"intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4},
+    "deepseek_v32": {"num_key_value_heads": 4, "index_head_dim": 8, "index_n_heads": 2, **EXPERTS, **LATENT},
+}
+
+
+@pytest.mark.parametrize("family", OWN_CACHES)
+def test_language_models_with_caches_of_their_own(make_model, processor, pictures, family):
+    """States run through all positions, indexed attention keeps more than keys: nothing is cropped or shared."""
+    session = ChatSession(make_model(family, **OWN_CACHES[family]), processor)
+    asked = {"max_new_tokens": 6}
+    session.model.generation_config.max_new_tokens = 6
+    session.ask("何が写ってる?", [pictures[0]])
+    single = ["".join(session.stream("何色?")), session.edit(1, "鳥がいますか?", **asked)]
+    session.undo()
+    assert session.ask_many([], ["何色?", "鳥がいますか?"], **asked)[1] == single[1]
+    session.ask("何色?", [pictures[1]])
+    for turn, fresh in zip(session.turns, fresh_answers(session), strict=True):
+        assert turn.answer_ids and fresh[: len(turn.answer_ids)] == turn.answer_ids
+
+
 def test_pictures_change_answers(chat_model, processor, pictures):
     answers = [ChatSession(chat_model, processor).ask("これは?", [picture]) for picture in pictures]
     assert len(set(answers)) == 3

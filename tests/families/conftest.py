@@ -119,6 +119,25 @@ SIZES = {
 )
 
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+BYTES = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "hidden_size_global": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 1,
+    "intermediate_size": 64,
+    "initializer_range": 0.3,
+}
+INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+}
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+WINDOWED = {"layer_types": ["sliding_attention", "full_attention"]}
 CONVOLUTION = {"layer_types": ["conv", "full_attention"]}
 SCALED = {"logits_scaling": 3.0}
 CAPPED = {"final_logit_softcapping": 2.0}
@@ -126,12 +145,14 @@ CAPPED = {"final_logit_softcapping": 2.0}
 OWN = {
     "bailing_hybrid": LINEAR,
     "bamba": {"attn_layer_indices": [1]},
+    "blt": {f"{part}_config": BYTES for part in ("encoder", "decoder", "global", "patcher")},
     "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(WINDOWED["layer_types"], ROTARY), **WINDOWED},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "falcon_h1": {"lm_head_multiplier": 0.3},
+    "falcon_h1": {"lm_head_multiplier": 0.3, "embedding_multiplier": 2.5},
     "gemma2": CAPPED,
     "gemma3_text": CAPPED,
     "gemma4_unified_text": CAPPED,
@@ -147,25 +168,51 @@ OWN = {
     "inkling2_loop_text": {"unpadded_vocab_size": VOCABULARY},
     "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": LINEAR,
+    "gemma4_assistant": {
+        "text_config": dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input"), 0)
+    },
+    "kimi_linear": {**LINEAR, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2": CONVOLUTION,
     "lfm2_moe": CONVOLUTION,
     "lfm3": CONVOLUTION,
+    # In chunks alone, no answer would see a picture of the chunk before it.
+    "llama4_text": {"layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]},
     "longcat_flash": {"zero_expert_num": 2, "num_layers": 1},
+    "musicgen": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
+    "musicgen_melody": {
+        "text_encoder": {"model_type": "t5"},
+        "audio_encoder": {"model_type": "encodec"},
+        "decoder": {},
+    },
     "mamba2": {"num_heads": 4, "head_dim": 16},
+    "moshi": {"sliding_window": 128},  # past a window its own steps with a cache are not its own pass over the whole
     "nanochat": CAPPED,
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
     "qwen3_5_moe_text": LINEAR,
     "qwen3_5_text": LINEAR,
     "qwen3_next": LINEAR,
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention"], "hc_lowrank": 8, **INDEXER},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"],
+        "attention_head_size": 8,
+        "feed_forward_size": 64,
+    },
     "zamba": {"layer_types": ["mamba", "hybrid"], "attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"],
+        "layer_types": ["mamba", "hybrid"],
+        "n_mamba_heads": 4,
+        "num_key_value_heads": 4,
+        "mamba_headdim": 16,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
 def family_config(model_type: str) -> PreTrainedConfig:
-    """Two layers of 32 and a vocabulary of 99."""
+    """Two layers of 32 and a vocabulary of 300."""
     kind = CONFIG_MAPPING[model_type]
     aliases = getattr(kind, "attribute_map", {})
     names = {*getattr(kind, "__dataclass_fields__", {}), *aliases}

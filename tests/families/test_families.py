@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jminigpt4 import JMiniGPT4ForConditionalGeneration
@@ -16,7 +17,7 @@ from jminigpt4.configuration_jminigpt4 import check_language_model
 from jminigpt4.convert import swap
 from jminigpt4.data.pictures import MemoryPicture
 from jminigpt4.data.rows import question_row
-from jminigpt4.language_jminigpt4 import Family
+from jminigpt4.language_jminigpt4 import Family, model_without_head
 from jminigpt4.train import engine, train
 from jminigpt4.train.loss import PackLoss
 from jminigpt4.train.packing import EncodedGroup, EncodedRow, Packer
@@ -27,26 +28,14 @@ PICTURE = [IMAGE] * 8
 SIZE = 56
 WHOLE = {"augmentation": False, "validation": 0.0}  # of the recipe: pictures as they are, all of them for training
 PROMPTS = ([3, 40, *PICTURE, 50, 51, 52], [3, 60, *PICTURE, 61, *PICTURE, 62], [3, 70, 71, 72])
-# Without a tiny model here; what becomes of them is said in docs/language-models.md.
-LEFT_OUT = {
-    "blt",
-    "cohere_compass_text",
-    "gemma4_assistant",
-    "gemma4_unified_assistant",
-    "kimi_linear",
-    "musicgen",
-    "musicgen_melody",
-    "qwen4_exp_text",
-    "reformer",
-    "trocr",
-    "xlstm",
-    "zamba2",
-}
-FAMILIES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - LEFT_OUT)
+FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 # A recurrent layer whose convolution has a bias is moved by padding, in its own family as here.
 MOVED_BY_PADDING = {"recurrent_gemma"}
 # Whose own step with a cache is that far from its own pass over the whole.
 OWN_CACHE_TOLERANCE = {"nemotron_h": 1e-3}
+# transformers 5.19 cannot read what it writes of their configuration where that is a part of another: nor does a
+# conversion write it then.
+UNREADABLE = {"dbrx"} if transformers.__version__.startswith("5.19.") else set()
 # Attention over a mask and positions, windows and experts or none: their rows stay packed.
 PACKED = {
     "gemma2",
@@ -121,6 +110,8 @@ def with_pictures(model, family: torch.nn.Module, ids: list[int], pixel_values: 
     """Embeddings of a prompt, `(1, len(ids), 32)`, the family's own, and pictures in their places."""
     is_picture = torch.tensor(ids) == IMAGE
     embeddings = family.get_input_embeddings()(torch.tensor([ids]).masked_fill(is_picture, 0))
+    if family.config.model_type == "falcon_h1":  # what its own model does to text, and not to embeddings
+        embeddings = embeddings * family.config.embedding_multiplier
     if pixel_values is not None:
         pictures = model.get_image_features(pixel_values).pooler_output.flatten(0, 1)
         embeddings[0, is_picture] = pictures.to(embeddings.dtype)
@@ -183,7 +174,8 @@ def compare_training(model: JMiniGPT4ForConditionalGeneration, name: str):
 
 
 def two_steps(model, folder, output):
-    """As `jminigpt4 train` takes them: the loss is a number, the projection moves, and nothing else does."""
+    """As `jminigpt4 train` takes them: the loss is a number, the projection moves, and nothing else does. The weight
+    would also by its decay alone; that the bias moves says that the answers saw the pictures."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     drawing = io.BytesIO()
     Image.new("RGB", (SIZE, SIZE), (200, 30, 30)).save(drawing, "PNG")
@@ -193,8 +185,7 @@ def two_steps(model, folder, output):
     run = train(model, rows, output, processor=AutoProcessor.from_pretrained(folder), **settings, **WHOLE)
     assert run.steps == 2 and math.isfinite(run.loss)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    weight, bias = (f"model.language_projection.{name}" for name in ("weight", "bias"))
-    assert weight in moved and moved <= {weight, bias}
+    assert moved == {f"model.language_projection.{name}" for name in ("weight", "bias")}
 
 
 def trait_against(config, name: str) -> str | None:
@@ -202,7 +193,7 @@ def trait_against(config, name: str) -> str | None:
     try:
         check_language_model(config)
         with torch.device("meta"):
-            Family(config, AutoModel.from_config(config))
+            Family(config, model_without_head(config))
     except ValueError as refused:
         assert f"The language model is of type '{name}', wh" in str(refused)
         return str(refused)
@@ -227,6 +218,13 @@ def test_equal_to_its_own_family_or_refused(
     if reason := trait_against(config, name):
         assert refusal(config, image_side, save_tokenizer, tmp_path) == reason
         found = "refused: " + reason.partition(" wh")[2].partition(": ")[0].partition(" (")[0].partition(" ")[2]
+    elif name in UNREADABLE:
+        with pytest.raises(ValueError, match="Found unknown kwargs"):
+            type(config).from_dict(config.to_dict())
+        with pytest.raises(ValueError, match="Found unknown kwargs"):
+            converted(own_family(config), image_side, save_tokenizer, tmp_path)
+        assert not (tmp_path / "whole").exists()
+        found = "refused: this transformers cannot read its configuration as a part of another"
     else:
         family = own_family(config)
         model = converted(family, image_side, save_tokenizer, tmp_path)
@@ -243,7 +241,7 @@ def test_equal_to_its_own_family_or_refused(
 def test_what_rounds_on_its_own_does_so_in_its_own_generate(
     make_family_config, image_side, save_tokenizer, tmp_path, name, with_picture
 ):
-    """A padded batch with a cache, to the bit; Nemotron-H generates from no embeddings, so its prompts are text."""
+    """A padded batch with a cache, to the last bits; Nemotron-H generates from no embeddings: its prompts are text."""
     family = own_family(make_family_config(name))
     model = converted(family, image_side, save_tokenizer, tmp_path)
     family.generation_config.eos_token_id, family.generation_config.pad_token_id = None, 0
@@ -261,4 +259,4 @@ def test_what_rounds_on_its_own_does_so_in_its_own_generate(
     settings |= {"output_logits": True, "return_dict_in_generate": True}
     steps = zip(model.generate(**given, **settings).logits, family.generate(**own, **settings).logits, strict=True)
     for logits, expected in steps:
-        assert torch.equal(logits[:, :IMAGE], expected[:, :IMAGE])
+        assert_equal(logits, expected, 1e-6)
