@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from align import SEEDS, load, query_features, with_projection
+from align import MUON, SEEDS, load, query_features, with_projection
 from corpus import Scene, caption, colour_answer, edible_answer
 from drawings import ARTISTS, Concept, Drawing, read_concepts, read_drawings, stated_names
 from sacrebleu.metrics import CHRF
@@ -141,8 +141,10 @@ class Candidate:
         }
 
 
+WITH_MUON = f"trained projection, Muon, {MUON.steps_per_epoch} steps"
 CANDIDATES = {
     **{f"trained projection, seed {seed}": Candidate("assembled", f"run-{seed}") for seed in SEEDS},
+    **{f"{WITH_MUON}, seed {seed}": Candidate("assembled", f"run-muon-{seed}") for seed in SEEDS},
     "untrained projection": Candidate("assembled"),
     "random vision, trained projection": Candidate("assembled-random", "run-random-0", "features-random"),
     "everything fine-tuned": Candidate("everything"),
@@ -171,17 +173,21 @@ def score(said: dict[str, list[str]], examination: Examination, chosen: np.ndarr
     return result
 
 
-def examine(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
+def examine(
+    work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")],
+    only: Annotated[str, typer.Option("--only", help="rows whose name begins so")] = "",
+) -> None:
     """Ask all models that are there; rows that are in answers.json already are kept."""
     path = work / "answers.json"
     said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     examination = Examination(work)
     for row, candidate in CANDIDATES.items():
-        if row not in said and candidate.is_there(work):
+        if row not in said and row.startswith(only) and candidate.is_there(work):
             said[row] = candidate.answers(work, examination)
             _write(path, said)
     for row, control in CONTROLS.items():
-        said[row] = control(examination)
+        if row.startswith(only):
+            said[row] = control(examination)
     _write(path, said)
 
 

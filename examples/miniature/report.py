@@ -1,10 +1,12 @@
 """The table, the learning curve and the contact sheet of the miniature.
 
 `python report.py WORK` reads WORK/answers.json and the runs -> WORK/table.md; in this folder README.md's table,
-results.json, learning_curve.png and contact_sheet.png.
+results.json, learning_curve.png and contact_sheet.png. Rows that were not examined in WORK stay as results.json has
+them; the two pictures are drawn where the projection of seed 0 was trained.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,7 @@ import matplotlib.pyplot as plt
 TITLES = {"emojione-v1": "EmojiOne 1 (colour)", "twemoji": "Twemoji (colour)", "openmoji": "OpenMoji (line)"}
 RESAMPLES = 1000
 SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
+TRAINED, SEED = "trained projection", ", seed "  # how rows are called, and the rows of single seeds
 DESCRIBED_KIND = "described kind"  # the second sentence of a description, said after the name
 
 
@@ -46,13 +49,17 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(per_drawing.mean()), float(low), float(high)
 
 
+Cells = dict[str, list[float]]
+Numbers = dict[str, dict[str, dict[str, Cells]]]
+"""`row -> artist -> held_out -> question -> [mean, low, high]`."""
+
+
 class Results:
     """Scores of all answers: row -> question -> one number a drawing."""
 
     def __init__(self, work: Path):
         self.examination = Examination(work)
         self.said = json.loads((work / "answers.json").read_text(encoding="utf-8"))
-        self.seeds = [row for row in self.said if row.startswith("trained projection, seed")]
         drawings = self.examination.drawings
         self.artists = np.array([d.artist for d in drawings])
         self.held_out = np.array([d.held_out for d in drawings])
@@ -74,60 +81,15 @@ class Results:
         return (self.artists == artist) & (self.held_out == held_out)
 
 
-def shown(cell: tuple[float, float, float] | None, percent: bool = True, interval: bool = True) -> str:
-    if cell is None:
-        return "–"
-    mean, low, high = (100 * v for v in cell) if percent else cell
-    return f"{mean:.0f} ({low:.0f}–{high:.0f})" if interval else f"{mean:.1f}"
+def seeds_of(title: str, rows: Iterable[str]) -> list[str]:
+    """The rows whose mean a row is; none for a row that is one model's."""
+    return [row for row in rows if row.startswith(f"{title}{SEED}")]
 
 
-def markdown(results: Results) -> str:
-    """The tables as Markdown."""
-    rows = {f"**trained projection** (mean of {len(results.seeds)} seeds)": results.seeds}
-    rows |= {row: [row] for row in results.said if row not in results.seeds}
-    lines = ["| per cent exact (95 % interval); description: chrF | artist | name | category | description |"]
-    lines += ["|---|---|---|---|---|"]
-    for title, members in rows.items():
-        for artist in ("twemoji", "emojione-v1", "openmoji"):
-            here = results.where(artist)
-            cells = [shown(results.cell(members, q, here)) for q in ("name", "kind")]
-            cells.append(shown(results.cell(members, "description", here), percent=False))
-            lines.append(f"| {title} | {TITLES[artist]} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| single seeds | " + " | ".join(f"{TITLES[a]}: name, category" for a in UNSEEN) + " |",
-        "|---|---|---|---|",
-    ]
-    for row in results.seeds:
-        cells = [
-            ", ".join(shown(results.cell([row], q, results.where(artist)), interval=False) for q in ("name", "kind"))
-            for artist in UNSEEN
-        ]
-        lines.append(f"| {row.rpartition(', ')[2]} | {' | '.join(cells)} |")
-    lines += ["", "| question | " + " | ".join(f"{TITLES[a]} | most frequent answer" for a in UNSEEN) + " |"]
-    lines += ["|---|" + "---|---|" * len(UNSEEN)]
-    asked = QUESTIONS | {DESCRIBED_KIND: f"{QUESTIONS['description']}: the category in it"}
-    for question in [q for q in asked if q != "description"]:
-        cells = [
-            f"{shown(results.cell(results.seeds, question, results.where(a)))} | "
-            f"{shown(results.cell(['most frequent answer'], question, results.where(a)), interval=False)}"
-            for a in UNSEEN
-        ]
-        lines.append(f"| {asked[question]} | {' | '.join(cells)} |")
-    lines += ["", "| concepts | artist | drawings | name | category |", "|---|---|---|---|---|"]
-    for held_out, title in (("align", "unseen by the projection only"), ("never", "unseen by every stage")):
-        for artist in UNSEEN:
-            here = results.where(artist, held_out)
-            cells = (
-                [shown(results.cell(results.seeds, q, here)) for q in ("name", "kind")] if here.any() else ["–", "–"]
-            )
-            lines.append(f"| {title} | {TITLES[artist]} | {here.sum()} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def numbers(results: Results) -> dict[str, dict[str, dict[str, dict[str, list[float]]]]]:
-    """`row -> artist -> held_out -> question -> [mean, low, high]`."""
-    rows = {"trained projection": results.seeds} | {row: [row] for row in results.said}
+def numbers(results: Results) -> Numbers:
+    """All rows that were examined, and the means over seeds before them."""
+    means = dict.fromkeys(row.partition(SEED)[0] for row in results.said if SEED in row)
+    rows = {title: seeds_of(title, results.said) for title in means} | {row: [row] for row in results.said}
     return {
         title: {
             artist: {
@@ -143,6 +105,77 @@ def numbers(results: Results) -> dict[str, dict[str, dict[str, dict[str, list[fl
         }
         for title, members in rows.items()
     }
+
+
+def with_published(examined: Numbers, path: Path = HERE / "results.json") -> Numbers:
+    """The rows of this folder, and those published before that were not examined in it; trained projections first."""
+    published = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if kept := [row for row in published if row not in examined]:
+        print(f"not examined in this folder, left as they are in {path.name}: {'; '.join(kept)}")
+    rows = published | examined
+    return {row: rows[row] for row in sorted(rows, key=lambda row: not row.startswith(TRAINED))}
+
+
+def shown(cell: list[float] | None, percent: bool = True, interval: bool = True) -> str:
+    if cell is None:
+        return "–"
+    mean, low, high = (100 * v for v in cell) if percent else cell
+    return f"{mean:.0f} ({low:.0f}–{high:.0f})" if interval else f"{mean:.1f}"
+
+
+def markdown(rows: Numbers, results: Results) -> str:
+    """The tables as Markdown."""
+    parts = _table_of_rows(rows), _table_of_seeds(rows), _table_of_questions(rows), _table_of_held_out(rows, results)
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+
+
+def _table_of_rows(rows: Numbers) -> list[str]:
+    lines = ["| per cent exact (95 % interval); description: chrF | artist | name | category | description |"]
+    lines += ["|---|---|---|---|---|"]
+    for title in (row for row in rows if SEED not in row):
+        seeds = len(seeds_of(title, rows))
+        bold = title.replace(TRAINED, f"**{TRAINED}**") if seeds else title
+        for artist in ("twemoji", "emojione-v1", "openmoji"):
+            cells = rows[title][artist]["-"]
+            texts = [shown(cells[q], percent=q != "description") for q in ("name", "kind", "description")]
+            mean = f" (mean of {seeds} seeds)" if seeds else ""
+            lines.append(f"| {bold}{mean} | {TITLES[artist]} | {' | '.join(texts)} |")
+    return lines
+
+
+def _table_of_seeds(rows: Numbers) -> list[str]:
+    lines = [
+        "| single seeds | " + " | ".join(f"{TITLES[a]}: name, category" for a in UNSEEN) + " |",
+        "|---|---|---|---|",
+    ]
+    for row in (row for row in rows if SEED in row):
+        cells = [", ".join(shown(rows[row][a]["-"][q], interval=False) for q in ("name", "kind")) for a in UNSEEN]
+        lines.append(f"| {row.removeprefix(TRAINED).removeprefix(', ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _table_of_questions(rows: Numbers) -> list[str]:
+    lines = ["| question | " + " | ".join(f"{TITLES[a]} | most frequent answer" for a in UNSEEN) + " |"]
+    lines += ["|---|" + "---|---|" * len(UNSEEN)]
+    asked = QUESTIONS | {DESCRIBED_KIND: f"{QUESTIONS['description']}: the category in it"}
+    for question in [q for q in asked if q != "description"]:
+        cells = [
+            f"{shown(rows[TRAINED][a]['-'][question])} | "
+            f"{shown(rows['most frequent answer'][a]['-'][question], interval=False)}"
+            for a in UNSEEN
+        ]
+        lines.append(f"| {asked[question]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _table_of_held_out(rows: Numbers, results: Results) -> list[str]:
+    lines = ["| concepts | artist | drawings | name | category |", "|---|---|---|---|---|"]
+    for held_out, title in (("align", "unseen by the projection only"), ("never", "unseen by every stage")):
+        for artist in UNSEEN:
+            cells = rows[TRAINED][artist].get(held_out, {})
+            texts = " | ".join(shown(cells.get(q)) for q in ("name", "kind"))
+            lines.append(f"| {title} | {TITLES[artist]} | {results.where(artist, held_out).sum()} | {texts} |")
+    return lines
 
 
 def learning_curve(work: Path, examination: Examination, path: Path) -> None:
@@ -169,7 +202,7 @@ def _step(checkpoint: Path) -> int:
 
 def contact_sheet(results: Results, path: Path) -> None:
     """Drawings by Twemoji, drawn at random, each with what seed 0 says: right in black, wrong in red."""
-    rng, given = np.random.default_rng(0), results.said[results.seeds[0]]["name"]
+    rng, given = np.random.default_rng(0), results.said[f"{TRAINED}{SEED}0"]["name"]
     drawings, truth = results.examination.drawings, results.examination.truth("name")
     places = rng.choice(np.flatnonzero(results.where("twemoji")), SHEET_COLUMNS * SHEET_ROWS, replace=False)
     sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, SHEET_ROWS * (CELL + 22)), "white")
@@ -208,12 +241,14 @@ def report(work: Annotated[Path, typer.Argument(help="folder for everything the 
     """Write table, numbers and pictures."""
     torch.manual_seed(0)
     results = Results(work)
-    table = markdown(results)
+    rows = with_published(numbers(results))
+    table = markdown(rows, results)
     (work / "table.md").write_text(table, encoding="utf-8")
     put_into_readme(table)
-    (HERE / "results.json").write_text(json.dumps(numbers(results), indent=1) + "\n", encoding="utf-8")
-    contact_sheet(results, HERE / "contact_sheet.png")
-    learning_curve(work, results.examination, HERE / "learning_curve.png")
+    (HERE / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if f"{TRAINED}{SEED}0" in results.said:
+        contact_sheet(results, HERE / "contact_sheet.png")
+        learning_curve(work, results.examination, HERE / "learning_curve.png")
     print(table)
 
 

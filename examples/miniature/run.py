@@ -24,6 +24,7 @@ STEPS = (
     ("align.py --seed 2", "pretrain_language.py --family gpt2 --steps 3000"),
     ("align.py --random --seed 0", "everything.py"),
     ("align.py --family llama --seed 0", "align.py --family gpt2 --seed 0"),
+    ("align.py --optimizer muon",),
     ("examine.py",),
     ("report.py",),
 )
