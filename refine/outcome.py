@@ -27,6 +27,25 @@ FILTER_CAP, ROWS, HISTORY, REPORT, REVIEW = (
 )
 STEPS = ("described", "edited", "duplicates", "person")
 THUMBNAIL = 320  # pixels
+# What the page, which is read by a person in Japan, calls steps and reasons.
+JAPANESE = {
+    "described": "作成",
+    "edited": "校正",
+    "duplicates": "重複",
+    "person": "人の確認",
+    "empty": "空",
+    "not Japanese": "日本語でない",
+    "loop": "ループ",
+    "repeated": "繰り返し",
+    "unfinished": "途中で終わる",
+    "short": "短い",
+    "grew": "長くなりすぎた",
+    "new number or name": "元にない数や名前",
+    "given up by the editor": "校正で断念",
+    "refused by the server": "サーバーが拒否",
+    "says the same": "ほかと同じ内容",
+    "dropped by a person": "人が除いた",
+}
 
 
 @dataclass
@@ -186,6 +205,7 @@ def _page(outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture])
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["japanese"] = JAPANESE.__getitem__
     drawn_pictures = [pictures[text.described.picture] for text in drawn]
     thumbnails = [thumbnail(each.read(), f"The picture {each.name}", THUMBNAIL) for each in drawn_pictures]
     shown = list(zip(drawn, thumbnails, strict=True))

@@ -184,6 +184,7 @@ def test_a_person_decides_and_the_next_run_obeys(tmp_path, checkpoint, folder, t
     refine(plan_for(checkpoint, folder, output))
     page = (output / "review.html").read_text(encoding="utf-8")
     assert page.count('data-id="') == 2 and WHOLE in page and "data:image/jpeg;base64," in page
+    assert "ほかと同じ内容 1" in page and "日本語でない 1" in page
     (output / "decisions.json").write_text(json.dumps({"decisions": {"0.0": "drop", "5.0": "keep"}}))
     outcome = refine(plan_for(checkpoint, folder, output))
     assert [text.described.id for text in outcome.kept] == ["5.0"] and history(output)["0.0"]["fallen"] == "person"
