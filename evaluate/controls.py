@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from .benchmarks import Request
 from .intervals import RESAMPLES
 from .items import Item
+from .metrics.measure import Measure
 from .predictions import Prediction
 from .scoring import Score, measures_of, scored_measure
 
@@ -96,28 +97,27 @@ def score_controls(
         return None
     known = {item.id: (item, said) for item, said in zip(items, predictions, strict=True)}
     asked = dict.fromkeys(each.id for said in answered.values() for each in said)
+    pictured = [known[name] for name in asked]
+    own = _measured(request, [item for item, _ in pictured], [said for _, said in pictured])
+    of = {name: [known[each.id][0] for each in said] for name, said in answered.items()}
+    measured = {name: _measured(request, of[name], said) for name, said in answered.items()}
     scores = {
-        name: _score(request, [known[each.id][0] for each in said], said, resamples) for name, said in answered.items()
+        name: scored_measure(measures[0], [item.cluster for item in of[name]], resamples)
+        for name, measures in measured.items()
     }
-    pictured = _score(request, [known[name][0] for name in asked], [known[name][1] for name in asked], resamples)
-    right = _right(request, known, answered.get(BLIND, []))
-    return ControlScores(pictured, scores.get(BLIND), scores.get(SHUFFLED), right)
+    return ControlScores(
+        scored_measure(own[0], [item.cluster for item, _ in pictured], resamples),
+        scores.get(BLIND),
+        scores.get(SHUFFLED),
+        [(known[each.id][0], each.answer) for each in _right(measured.get(BLIND, []), answered.get(BLIND, []))],
+    )
 
 
-def _score(request: Request, items: list[Item], said: Sequence[Prediction], resamples: int) -> Score:
-    measures, _ = measures_of(request, items, [each.answer for each in said])
-    return scored_measure(measures[0], [item.cluster for item in items], resamples)
+def _measured(request: Request, items: Sequence[Item], said: Sequence[Prediction]) -> list[Measure]:
+    return measures_of(request, items, [each.answer for each in said])[0]
 
 
-def _right(
-    request: Request, known: dict[str, tuple[Item, Prediction]], said: Sequence[Prediction]
-) -> list[tuple[Item, str]]:
-    """Items that are right or wrong and were right."""
-    if not said:
-        return []
-    items = [known[each.id][0] for each in said]
-    measures, _ = measures_of(request, items, [each.answer for each in said])
-    share = next((each for each in measures if each.share and each.items is not None), None)
-    if share is None or share.items is None:
-        return []
-    return [(item, each.answer) for item, each, value in zip(items, said, share.items, strict=True) if value == 100]
+def _right(measures: Sequence[Measure], said: Sequence[Prediction]) -> list[Prediction]:
+    """The answers that are right, by the first metric by which an answer is right or wrong."""
+    share = next((each.items for each in measures if each.share and each.items is not None), None)
+    return [] if share is None else [each for each, value in zip(said, share, strict=True) if value == 100]

@@ -1,13 +1,17 @@
 """A model behind an OpenAI-compatible server that answers the items of a benchmark."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+from ..data.pictures import Picture
 from ..inference.endpoint import Endpoint, RefusedRequest, image_part
 from .generation import Generation
 from .items import Item, picture_content
 from .predictions import Prediction
+
+PICTURES_HELD = 64  # encoded, for the other questions about them
 
 
 class EndpointAnswerer:
@@ -28,6 +32,7 @@ class EndpointAnswerer:
         if generation.num_beams > 1:
             raise ValueError("A server is not asked for beam search: leave --num-beams out.")
         self.endpoint, self.generation, self.items = endpoint, generation, items
+        self._image_part = functools.lru_cache(PICTURES_HELD)(_image_part)
 
     def answers(self, done: frozenset[str] | set[str] = frozenset()) -> Iterator[list[Prediction]]:
         """Answers as they come.
@@ -59,26 +64,22 @@ class EndpointAnswerer:
         if chosen.do_sample:
             options = {"temperature": chosen.temperature, "top_p": chosen.top_p, "seed": chosen.seed}
         try:
-            said = self.endpoint.complete(_messages(item), chosen.max_new_tokens, **options)
+            said = self.endpoint.complete(self._messages(item), chosen.max_new_tokens, **options)
         except RefusedRequest as error:
             return Prediction(item.id, item.question, "", refused=str(error))
         return Prediction(item.id, item.question, said.text.strip(), not said.finished)
 
+    def _messages(self, item: Item) -> list[dict[str, Any]]:
+        """The item's conversation with its pictures in their places."""
+        pictures = iter(item.pictures)
+        messages = []
+        for message in item.messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = [self._image_part(next(pictures)) if part["type"] == "image" else part for part in content]
+            messages.append({**message, "content": content})
+        return messages
 
-def _messages(item: Item) -> list[dict[str, Any]]:
-    """The item's conversation with its pictures in their places."""
-    pictures = iter(item.pictures)
-    messages = []
-    for message in item.messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [_part(part, pictures) for part in content]
-        messages.append({**message, "content": content})
-    return messages
 
-
-def _part(part: dict[str, Any], pictures: Iterator[Any]) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    picture = next(pictures)
+def _image_part(picture: Picture) -> dict[str, Any]:
     return image_part(picture_content(picture), f"The picture {picture.name}")

@@ -2,6 +2,9 @@
 
 import base64
 import io
+from typing import Any
+
+from PIL import Image
 
 from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
 
@@ -9,6 +12,13 @@ from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
 def data_address(kind: str, content: bytes) -> str:
     """`data:image/KIND;base64,…`."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def image_address(image: Image.Image, kind: str, **options: Any) -> str:
+    """A picture, encoded as `kind` (`JPEG`, `PNG`) with Pillow's options, as a data address."""
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return data_address(kind.lower(), content.getvalue())
 
 
 def thumbnail(content: bytes, name: str, size: int) -> str:
@@ -23,6 +33,4 @@ def thumbnail(content: bytes, name: str, size: int) -> str:
     """
     image = JMiniGPT4ImageProcessor().to_rgb(content, name)
     image.thumbnail((size, size))
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=80)
-    return data_address("jpeg", encoded.getvalue())
+    return image_address(image, "JPEG", quality=80)

@@ -6,16 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
-from .data_address import data_address
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .data_address import data_address, image_address
 
 KEY = "OPENAI_API_KEY"
 ATTEMPTS = 8
@@ -219,8 +216,7 @@ def image_part(content: bytes, name: str) -> dict[str, Any]:
         ValueError: It cannot be decoded.
     """
     image = JMiniGPT4ImageProcessor().to_rgb(content, name)
-    plain = _is_plain_jpeg(content)
-    address = data_address("jpeg", content) if plain else data_address("png", _png(image))
+    address = data_address("jpeg", content) if _is_plain_jpeg(content) else image_address(image, "PNG")
     return {"type": "image_url", "image_url": {"url": address}}
 
 
@@ -231,9 +227,3 @@ def _is_plain_jpeg(content: bytes) -> bool:
         return False
     with Image.open(io.BytesIO(content)) as image:
         return image.mode == "RGB" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-
-
-def _png(image: "Image.Image") -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

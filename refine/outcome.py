@@ -1,5 +1,6 @@
 """What became of the texts: data for stage 2, the history of each text, a report, and a page for a person."""
 
+import functools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,7 @@ class Outcome:
     def kept(self) -> list[Text]:
         return [text for text in self.texts if text.kept]
 
+    @functools.cached_property
     def report(self) -> dict[str, Any]:
         """Counts of each step, health before and after, tokens and their price."""
         edited = [text.edited for text in self.texts if text.edited is not None]
@@ -126,7 +128,7 @@ class Outcome:
 
     def lines(self) -> Iterator[str]:
         """The report as lines for a terminal."""
-        report = self.report()
+        report = self.report
         yield f"{report['texts']:,} texts about {report['pictures']:,} pictures; {len(self.bad):,} cannot be read."
         for each in self.bad[:3]:
             yield f"left out: {each.reason}"
@@ -172,7 +174,7 @@ def write_outcome(folder: Path, outcome: Outcome, pictures: Sequence[tuple[Pictu
     rows = [_row(text, numbers[text.described.picture]) for text in outcome.kept]
     _write(folder / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(folder / HISTORY, "".join(json.dumps(_history(text), ensure_ascii=False) + "\n" for text in outcome.texts))
-    _write(folder / REPORT, json.dumps(outcome.report(), ensure_ascii=False, indent=1) + "\n")
+    _write(folder / REPORT, json.dumps(outcome.report, ensure_ascii=False, indent=1) + "\n")
     drawn = random.Random(seed).sample(outcome.kept, min(sample, len(outcome.kept)))
     _write(folder / REVIEW, _page(outcome, drawn, by_name))
 
@@ -210,7 +212,7 @@ def _page(outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture])
     thumbnails = [thumbnail(each.read(), f"The picture {each.name}", THUMBNAIL) for each in drawn_pictures]
     shown = list(zip(drawn, thumbnails, strict=True))
     return environment.get_template("review.html.jinja").render(
-        report=outcome.report(), steps=STEPS, texts=outcome.texts, shown=shown
+        report=outcome.report, steps=STEPS, texts=outcome.texts, shown=shown
     )
 
 

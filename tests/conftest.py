@@ -123,16 +123,16 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def make_processor(tokenizer):
-    """`make_processor(prompt_format)`: the processor that belongs to `make_model()`."""
+    """`make_processor(prompt_format, own)`: that belongs to `make_model()`; `own` is another tokenizer."""
     from jminigpt4.convert.formats import chat_template_for, prompt_format
 
-    def make(name: str = "article-3.6b") -> JMiniGPT4Processor:
+    def make(name: str = "article-3.6b", own=tokenizer) -> JMiniGPT4Processor:
         chosen = prompt_format(name)
         return JMiniGPT4Processor(
             JMiniGPT4ImageProcessor(size={"height": 28, "width": 28}),
-            tokenizer,
+            own,
             num_query_tokens=4,
-            chat_template=chat_template_for(chosen, tokenizer),
+            chat_template=chat_template_for(chosen, own),
             newline=chosen.newline,
             stop_strings=chosen.stop_strings,
         )

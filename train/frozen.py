@@ -30,7 +30,7 @@ def load_model(model: Any, processor: Any, recipe: Recipe) -> tuple[Any, Any]:
     """
     from accelerate import PartialState
 
-    state, large = PartialState(), "vision" in recipe.learn or ("language" in recipe.learn and not recipe.lora)
+    state, large = PartialState(), "vision" in recipe.learn or recipe.learns_whole_language
     device = state.device or torch.device("cpu")
     if isinstance(model, str | os.PathLike):
         model, stored_processor = _load(os.fspath(model), recipe, device, large)

@@ -53,7 +53,7 @@ def check_parts(recipe: Any):
         raise ValueError(f"learn: vision needs the image encoder's weights as they are stored, not {option}")
     if recipe.projection is not None and "projection" not in learn:
         raise ValueError("projection says how it is made anew, so it has to learn: name projection in learn as well")
-    whole = "language" in learn and not recipe.lora
+    whole = recipe.learns_whole_language
     if whole and recipe.load_in_8bit:
         raise ValueError("learn: language needs its weights as they are, not load_in_8bit; adapters (lora) learn on 8")
     if "language" in learn and recipe.shard_language:

@@ -21,6 +21,7 @@ from .parts import learning_counts
 from .recipe import Recipe
 from .sharding import passes
 from .sizing import sized
+from .sources import pictures_of
 from .steps import Step
 
 SECONDS = 20  # after which no further picture is encoded and no further pack computed
@@ -114,8 +115,7 @@ def measure(run: Any, cache: Path | None, output: Path, export: Path | None) -> 
 
 def _missing(run: Any, cache: Path) -> int:
     """How many views of pictures are not in the cache."""
-    groups = [group for source in run.sources for group in (*source.training, *source.validation)]
-    pictures = {picture.name: picture for group in groups for picture in group.pictures}
+    pictures = {picture.name: picture for picture in pictures_of(run.sources)}
     views = run.recipe.cached_views or 1
     if not (cache / FINGERPRINT).is_file():
         return views * len(pictures)
@@ -176,7 +176,7 @@ def _update(run: Any) -> float:
     up by the number of parameters."""
     from .trainer import make_optimizer
 
-    if run.recipe.learn == ["projection"] and not run.recipe.lora:
+    if run.recipe.learns_projection_alone:
         layer, share = copy.deepcopy(run.model.model.language_projection).requires_grad_(True), 1.0
         optimizer = make_optimizer(layer, run.recipe)
     else:

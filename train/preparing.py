@@ -48,7 +48,7 @@ def learn_in_float32(model: Any, recipe: Any, device: torch.device):
     """
     computed = _computed_dtype(recipe.dtype, model.dtype, device)
     for part, names in LARGE.items():
-        learns = part in recipe.learn and not (part == "language" and recipe.lora)
+        learns = recipe.learns_whole_language if part == "language" else part in recipe.learn
         for module in map(model.get_submodule, names):
             module.to(torch.float32 if learns else computed)
             if learns and computed != torch.float32:

@@ -277,10 +277,20 @@ class Recipe(BaseModel):
         return not ENCODER.isdisjoint(self.learn)
 
     @property
+    def learns_projection_alone(self) -> bool:
+        """Whether nothing else learns, adapters neither: the article's way."""
+        return self.learn == ["projection"] and not self.lora
+
+    @property
+    def learns_whole_language(self) -> bool:
+        """Whether the language model's own weights learn, not adapters on them."""
+        return "language" in self.learn and not self.lora
+
+    @property
     def learns_whole_parts(self) -> bool:
         """Whether something learns that the backward pass of a pack may miss: what lies before the features, or
         parameters of a language model that it does not use. A last pass reaches all, so that no process waits."""
-        return self.encoder_learns or ("language" in self.learn and not self.lora)
+        return self.encoder_learns or self.learns_whole_language
 
     @property
     def language_learns(self) -> bool:

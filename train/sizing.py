@@ -96,7 +96,7 @@ def _given(recipe: Recipe, **numbers: Any) -> Recipe:
 
 
 def _optimizer(recipe: Recipe, fresh: bool) -> dict[str, Any]:
-    optimizer, alone = recipe.optimizer, recipe.learn == ["projection"] and not recipe.lora
+    optimizer, alone = recipe.optimizer, recipe.learns_projection_alone
     if "optimizer" in recipe.auto:
         optimizer = OPTIMIZER if alone else "adamw"  # other parts would need a rate of their own beside Muon's
     settings = FRESH if fresh and alone else TRAINED

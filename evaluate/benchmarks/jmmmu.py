@@ -24,13 +24,16 @@ def _as_list(answer: object) -> object:
     return answer if isinstance(answer, list) else [answer]
 
 
+Answers = Annotated[list[Answer], BeforeValidator(_as_list)]
+
+
 class JmmmuRow(TableRow):
     """A row of JMMMU."""
 
     id: str
     question: str
     options: str
-    answer: Annotated[list[Answer], BeforeValidator(_as_list)]
+    answer: Answers
     question_type: str
     image_1: TablePicture | None
     image_2: TablePicture | None = None

@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator
-
-from ...data.fields import Answer
 from ...data.pictures import PictureFolders, TablePicture
 from ..items import Item, ask
-from .jmmmu import CHOOSE, JmmmuRow, jmmmu_item, listed_options, subject_fields
+from .jmmmu import CHOOSE, Answers, JmmmuRow, jmmmu_item, listed_options, subject_fields
 from .registry import Request, benchmark
-from .tables import TableRow, parquet_files, rows
+from .tables import TableRow, configuration_files, rows
 
 
 class VisionRow(TableRow):
@@ -21,7 +17,7 @@ class VisionRow(TableRow):
     image: TablePicture | None = None
     image_1: TablePicture | None = None
     options: str | list[str]
-    answer: Annotated[list[Answer], BeforeValidator(lambda answer: answer if isinstance(answer, list) else [answer])]
+    answer: Answers
 
 
 @benchmark("jmmmu-pro", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU-Pro", protocols=("vision", "standard"))
@@ -33,13 +29,7 @@ def read_jmmmu_pro(path: Path, folders: PictureFolders, request: Request) -> Ite
         FileNotFoundError: There is no Parquet file of the configuration.
         ValueError: A column or a picture is missing, or `options` is no list.
     """
-    files = parquet_files(path, split="")
-    chosen = (
-        [file for file in files if request.protocol in file.relative_to(path).as_posix()] if path.is_dir() else files
-    )
-    if not chosen:
-        raise FileNotFoundError(f"{path} holds no Parquet file of the configuration {request.protocol}.")
-    for file in chosen:
+    for file in configuration_files(path, request.protocol):
         if request.protocol == "standard":
             yield from map(jmmmu_item, rows(file, JmmmuRow))
         else:

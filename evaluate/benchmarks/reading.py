@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from ...data.pictures import PictureFolders, TablePicture
 from ..items import Item, ask
 from .registry import Request, benchmark
-from .tables import TableRow, cell_name, encoded_picture, parquet_files, rows
+from .tables import TableRow, cell_name, configuration_files, encoded_picture, parquet_files, rows
 
 SCALARS = ("store_name", "store_address", "receipt_id", "date", "time", "total_amount", "tax_amount")
 """Fields of a receipt with one value."""
@@ -96,16 +96,6 @@ class ReceiptRow(TableRow):
     fields: dict[str, Any] | None
 
 
-def _files(path: Path, configuration: str) -> list[Path]:
-    """JaWildText's only split is called train."""
-    files = parquet_files(path, split="")
-    if path.is_dir():
-        files = [file for file in files if configuration in file.relative_to(path).as_posix()]
-    if not files:
-        raise FileNotFoundError(f"{path} holds no Parquet file of the configuration {configuration}.")
-    return files
-
-
 HUB = "llm-jp/jawildtext"
 
 
@@ -118,7 +108,7 @@ def read_board_vqa(path: Path, folders: PictureFolders, request: Request) -> Ite
         FileNotFoundError: There is no Parquet file of the configuration.
         ValueError: A column is missing, or holds something else.
     """
-    every = (row for file in _files(path, "board_vqa") for row in rows(file, BoardRow))
+    every = (row for file in configuration_files(path, "board_vqa") for row in rows(file, BoardRow))
     for number, row in enumerate(every):
         question = (row.question or "") + BOXED
         yield Item(str(number), ask(question), (row.image,), (row.answer or "",), (_id(row.image),))
@@ -135,7 +125,7 @@ def read_handwriting(path: Path, folders: PictureFolders, request: Request) -> I
         FileNotFoundError: There is no Parquet file of the configuration.
         ValueError: A column is missing, or holds something else.
     """
-    every = (row for file in _files(path, "handwriting_ocr") for row in rows(file, HandwritingRow))
+    every = (row for file in configuration_files(path, "handwriting_ocr") for row in rows(file, HandwritingRow))
     for number, row in enumerate(every):
         lines = sorted(row.polygons or [], key=lambda line: line.centre)
         reference = "\n".join(line.text for line in lines if line.text)
@@ -150,7 +140,7 @@ def read_receipts(path: Path, folders: PictureFolders, request: Request) -> Iter
         FileNotFoundError: There is no Parquet file of the configuration.
         ValueError: A column is missing, or holds something else.
     """
-    every = (row for file in _files(path, "receipt_kie") for row in rows(file, ReceiptRow))
+    every = (row for file in configuration_files(path, "receipt_kie") for row in rows(file, ReceiptRow))
     for number, row in enumerate(every):
         reference = json.dumps(_values(row.fields or {}), ensure_ascii=False)
         yield Item(str(number), ask(EXTRACT), (row.image,), (reference,), (_id(row.image),))

@@ -25,6 +25,21 @@ def parquet_files(path: Path, split: str = "test") -> list[Path]:
     return files
 
 
+def configuration_files(path: Path, name: str) -> list[Path]:
+    """The Parquet files of a configuration: `path` itself, or those below the folder `path` on whose way its name
+    stands, of whatever split.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    files = parquet_files(path, split="")
+    if path.is_dir():
+        files = [file for file in files if name in file.relative_to(path).as_posix()]
+    if not files:
+        raise FileNotFoundError(f"{path} holds no Parquet file of the configuration {name}.")
+    return files
+
+
 class TableRow(BaseModel):
     """A row of a Parquet file: its columns are the fields of a sub-class, further ones are passed over."""
 

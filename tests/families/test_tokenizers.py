@@ -6,9 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4ImageProcessor, JMiniGPT4Processor
+from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
 from jminigpt4.convert import swap
-from jminigpt4.convert.formats import chat_template_for, prompt_format
 from jminigpt4.convert.tokenizer import prepare_tokenizer
 
 KINDS = ["byte-level", "unigram", "wordpiece"]
@@ -36,19 +35,11 @@ def kind(request) -> str:
 
 
 @pytest.fixture(scope="session", params=["article-3.6b", "minigpt4"])
-def processor(request, kind, save_tokenizer, tmp_path_factory) -> JMiniGPT4Processor:
+def processor(request, kind, save_tokenizer, make_processor, tmp_path_factory) -> JMiniGPT4Processor:
     folder = tmp_path_factory.mktemp(kind)
     save_tokenizer(kind, folder)
     tokenizer, _ = prepare_tokenizer(folder, vocab_size=300)
-    chosen = prompt_format(request.param)
-    return JMiniGPT4Processor(
-        JMiniGPT4ImageProcessor(size={"height": 28, "width": 28}),
-        tokenizer,
-        num_query_tokens=4,
-        chat_template=chat_template_for(chosen, tokenizer),
-        newline=chosen.newline,
-        stop_strings=list(chosen.stop_strings),
-    )
+    return make_processor(request.param, tokenizer)
 
 
 def squeezed(text: str) -> str:

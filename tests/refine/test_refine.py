@@ -127,8 +127,8 @@ def test_an_editor_mends_and_is_watched(tmp_path, checkpoint, folder, told, scri
     assert rows["2.0"]["reasons"] == ["given up by the editor"]
     assert rows["5.0"]["reasons"] == ["new number or name"]
     assert [text.described.id for text in outcome.kept] == ["0.0"]
-    assert outcome.report()["tokens"] == {"to_editor": 25, "from_editor": 10}
-    assert outcome.report()["cost"] == pytest.approx((25 * 1000 + 10 * 2000) / 1e6)
+    assert outcome.report["tokens"] == {"to_editor": 25, "from_editor": 10}
+    assert outcome.report["cost"] == pytest.approx((25 * 1000 + 10 * 2000) / 1e6)
 
 
 def test_pictures_leave_only_when_told_to(tmp_path, checkpoint, folder, told, scripted_server):
@@ -166,7 +166,7 @@ def test_a_stop_loses_nothing_and_sends_nothing_twice(
         assert len(server.requests) == 5 - kept
     names = ("filter_cap.json", "rows.jsonl", "history.jsonl", "report.json", "review.html")
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
-    assert again.report() == whole.report()
+    assert again.report == whole.report
 
 
 def test_the_data_trains_stage_two_both_ways(tmp_path, checkpoint, folder, told):
