@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jminigpt4.cli import app
+from jminigpt4.evaluate import endpoint_answers
 from jminigpt4.evaluate.benchmarks import parse_request
 from jminigpt4.evaluate.running import EvaluationPlan, run
 
@@ -106,3 +107,13 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_pa
 def test_beams_are_none_of_a_server(tmp_path, own, scripted_server):
     with scripted_server(lambda body: "犬") as server, pytest.raises(ValueError, match="--num-beams"):
         run(plan_for(server, own, tmp_path / "out", generation={"num_beams": 2}))
+
+
+def test_a_picture_is_encoded_once_for_all_questions_about_it(tmp_path, own, scripted_server, monkeypatch):
+    encoded = []
+    original = endpoint_answers.image_part
+    monkeypatch.setattr(endpoint_answers, "image_part", lambda *given: encoded.append(given[1]) or original(*given))
+    with scripted_server(lambda body: "犬") as server:
+        run(plan_for(server, own, tmp_path / "out", generation={"batch_size": 1}))
+    assert len(server.requests) == 12 and len(encoded) == len(set(encoded)) == 4
+    assert len({picture for body in server.requests for picture in pictures_in(body)}) == 4
