@@ -1,4 +1,4 @@
-"""Shards: one data set in many files, on this machine or on a server, named by one pattern; and one of them fetched."""
+"""Shards: a data set in many files, on this machine or on a server, named by one pattern; and one of them fetched."""
 
 import os
 import re
