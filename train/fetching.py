@@ -3,13 +3,13 @@
 import shutil
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from ..data.growing_lines import append
-from ..data.shards import ShardLost, fetch, is_remote, size_of
+from ..data.shards import ShardLost, fetch, file_name, is_remote, size_of
 from .windows import FAILED, HERE, Failure, ShardPlan, Window
 
 AT_ONCE = 4  # shards that are fetched at a time
@@ -27,8 +27,8 @@ class FetchAhead(threading.Thread):
     Args:
         plan: Which shards a window has.
         folder: Where the windows lie, this machine's alone.
-        index: Called with a window's number, its folder and its files; returns the number of groups of each source and
-            SHA-256 of the rows.
+        index: Called with a window's number and the shards that it lacks; returns the number of groups of each source
+            and SHA-256 of the rows.
         begin: Window to begin with.
         known: Windows that an earlier run has seen, by number.
         before: Groups of each source in the windows before `begin`.
@@ -37,13 +37,14 @@ class FetchAhead(threading.Thread):
         kept: Windows that are never removed.
         note: Called with every window that is made, before any other process sees it.
         skip_lost: Whether a shard that cannot be fetched is left out; off, it is an error.
+        ready: Windows that have been fetched already, each with the shards that it lacks.
     """
 
     def __init__(
         self,
         plan: ShardPlan,
         folder: Path,
-        index: Callable[[int, Path, Files], tuple[list[int], str]],
+        index: Callable[[int, dict[str, str]], tuple[list[int], str]],
         begin: int,
         known: dict[int, Window],
         before: list[int],
@@ -53,12 +54,14 @@ class FetchAhead(threading.Thread):
         kept: frozenset[int] = frozenset(),
         note: Callable[[Window], None] = lambda window: None,
         skip_lost: bool = False,
+        ready: dict[int, dict[str, str]] | None = None,
     ):
         super().__init__(name="stream", daemon=True)
         self.plan, self.folder, self.index, self.known, self.note = plan, folder, index, known, note
         self.groups_per_step, self.steps, self.kept, self.skip_lost = groups_per_step, steps, kept, skip_lost
         self.begin, self.before, self.ended = begin, before, threading.Event()
         self.made: list[Window] = []
+        self.ready = dict(ready or {})
         self._done = done
         self._changed = threading.Condition()
 
@@ -123,9 +126,11 @@ class FetchAhead(threading.Thread):
         members = self.plan.members(number)
         known = self.known.get(number)
         folder = window_folder(self.folder, number)
-        known_lost = None if known is None else known.lost
-        files, lost = fetch_window(members, folder, self.ended, self.skip_lost, known_lost)
-        groups, digest = self.index(number, folder, files)
+        lost = self.ready.pop(number, None)
+        if lost is None:
+            known_lost = None if known is None else known.lost
+            lost = fetch_window(members, folder, self.ended, self.skip_lost, known_lost)
+        groups, digest = self.index(number, lost)
         window = Window(
             number=number,
             first_step=sum(self.before) // self.groups_per_step,
@@ -164,7 +169,7 @@ def fetch_window(
     ended: threading.Event,
     skip_lost: bool = False,
     known_lost: dict[str, str] | None = None,
-) -> tuple[Files, dict[str, str]]:
+) -> dict[str, str]:
     """Fetches the shards of a window into sub-folders of `folder`, some at a time.
 
     Args:
@@ -176,7 +181,7 @@ def fetch_window(
             others. `None`: it was not.
 
     Returns:
-        The files, and the shards that are left out with the reason.
+        The shards that are left out, each with the reason; [`files_of`] says where the others lie.
 
     Raises:
         InterruptedError: `ended` was set.
@@ -185,26 +190,37 @@ def fetch_window(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lost = dict(known_lost or {})
-    wanted = [pair for pair in members if pair[1] not in lost]
-    _check_disk([shard for _, shard in wanted], folder)
+    wanted = {number: pair[1] for number, pair in enumerate(members) if pair[1] not in lost}
+    _check_disk(list(wanted.values()), folder)
 
-    def get(number: int, source: int, shard: str) -> tuple[int, str, Path] | tuple[str, ShardLost]:
-        own = folder / f"{number:03d}"  # shards of two folders may have the same name
-        own.mkdir()
+    def get(number: int, shard: str) -> ShardLost | None:
+        (folder / f"{number:03d}").mkdir()
         try:
-            return source, shard, fetch(shard, own, ended)
+            fetch(shard, folder / f"{number:03d}", ended)
         except ShardLost as error:
-            return shard, error
+            return error
 
     with ThreadPoolExecutor(AT_ONCE, "stream") as pool:
-        results = [job.result() for job in [pool.submit(get, number, *pair) for number, pair in enumerate(wanted)]]
-    for shard, error in (each for each in results if len(each) == 2):
+        errors = [job.result() for job in [pool.submit(get, *each) for each in wanted.items()]]
+    for shard, error in zip(wanted.values(), errors, strict=True):
+        if error is None:
+            continue
         if known_lost is not None:
             raise OSError(f"{error} The run has learnt from it before, so it cannot be left out now: try again later.")
         if not skip_lost:
             raise OSError(f"{error} (on_bad_row is `raise`; `skip` leaves such a shard out.)")
         lost[shard] = str(error)
-    return [each for each in results if len(each) == 3], lost
+    return lost
+
+
+def files_of(members: list[tuple[int, str]], lost: Collection[str], folder: Path) -> Files:
+    """Where the shards of a window lie that were fetched into `folder`; each has a folder of its own, as those of two
+    servers may have the same name."""
+    return [
+        (source, shard, folder / f"{number:03d}" / file_name(shard) if is_remote(shard) else Path(shard))
+        for number, (source, shard) in enumerate(members)
+        if shard not in lost
+    ]
 
 
 def _check_disk(shards: list[str], folder: Path):
@@ -214,6 +230,6 @@ def _check_disk(shards: list[str], folder: Path):
     if size > disk.free - SPARE * disk.total:
         raise OSError(
             f"{len(shards)} shards of the stream have {size / 1e9:,.1f} GB, and {folder.parent} has "
-            f"{disk.free / 1e9:,.1f} GB free, of which {SPARE * disk.total / 1e9:,.1f} stay so: take fewer at a time (`window_shards`), or "
-            "another disk (`stream_folder`)."
+            f"{disk.free / 1e9:,.1f} GB free, of which {SPARE * disk.total / 1e9:,.1f} stay so: "
+            "take fewer at a time (`window_shards`), or another disk (`stream_folder`)."
         )

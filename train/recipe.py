@@ -16,7 +16,7 @@ from .prompts import STOCK
 from .schedule import cosine_rate, originals_rate
 
 RECIPES = Path(__file__).parent / "recipes"
-LATER = {"learn", "learning_rates", "projection"}
+LATER = {"learn", "learning_rates", "projection", "window_shards", "stream_folder"}
 
 
 def _number(value: Any) -> Any:
@@ -130,6 +130,9 @@ class Recipe(BaseModel):
             if the run reports to TensorBoard or Weights & Biases, else never.
         keep_checkpoints: How many are kept.
         seed: What order, prompts and crops are drawn from.
+        window_shards: Of sources that stream, how many shards lie on the machine together and are mixed; as many more
+            are fetched ahead. The more, the better the rows are mixed, and the more disk it takes.
+        stream_folder: Where they lie; by default in the output folder.
         data: Data sources, when they are not given otherwise.
 
     Optimiser, learning rates, weight decay, warm-up, epochs, pictures a step, validation and the steps of saving,
@@ -181,6 +184,8 @@ class Recipe(BaseModel):
     sample_steps: Count | None = None
     keep_checkpoints: Count = 2
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    window_shards: Count = 8
+    stream_folder: str | None = None
     data: list[Annotated[DataSource, BeforeValidator(_source)]] = []
 
     _auto: tuple[str, ...] = ()

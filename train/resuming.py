@@ -37,6 +37,7 @@ MAY_CHANGE = {
     "eval_steps": "when something is written",
     "sample_steps": "when something is written",
     "keep_checkpoints": "how many are kept",
+    "stream_folder": "where shards lie, not what is in them",
 }
 
 

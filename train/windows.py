@@ -87,8 +87,8 @@ def begin_at(group: int, ledger: dict[int, Window], sources: int) -> tuple[int, 
     last = ledger[len(ledger) - 1] if ledger else None
     if group != (last.end if last else 0):
         raise ValueError(
-            f"{LEDGER} ends before the newest checkpoint: it says which shards its steps were learnt from. Put it back,"
-            " or begin in another output folder with the checkpoint as `projection`."
+            f"{LEDGER} ends before the newest checkpoint: it says which shards its steps were learnt from. "
+            "Put it back, or begin in another output folder with the checkpoint as `projection`."
         )
     return len(ledger), last.after if last else [0] * sources
 

@@ -33,6 +33,8 @@ class DataSource:
         language: Which text a translated conversation is read from: `auto`, `value` or `jp`.
         prompts: What captions are asked with: `none` (the article), `japanese`, `minigpt4`, or a list of prompts.
         prompt_probability: How often a caption is asked with one of them, from 0 to 1.
+        stream: Whether the files are shards that are fetched in training, some at a time: `path` may then be an
+            address (`hf://datasets/…`, `s3://…`, `https://…`) and a pattern (`{00000..00099}.tar`, `**.parquet`).
     """
 
     path: str | list[str]
@@ -43,14 +45,23 @@ class DataSource:
     language: str = "auto"
     prompts: str | list[str] | None = None
     prompt_probability: float | None = None
+    stream: bool = False
+
+    @property
+    def patterns(self) -> list[str]:
+        """The path, or the paths, as they were given."""
+        return [self.path] if isinstance(self.path, str) else self.path
 
     @property
     def files(self) -> list[Path]:
-        return [Path(each) for each in ([self.path] if isinstance(self.path, str) else self.path)]
+        return [Path(each) for each in self.patterns]
 
     @property
     def title(self) -> str:
-        return self.name or self.files[0].stem
+        if self.name or not self.stream:
+            return self.name or self.files[0].stem
+        plain = [part for part in self.patterns[0].split("/") if part and not any(each in part for each in "*{[")]
+        return Path(plain[-1]).stem if plain else self.patterns[0]
 
 
 def as_source(source: "DataSource | dict[str, Any] | str | os.PathLike") -> DataSource:

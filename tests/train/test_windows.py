@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import fsspec
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from jminigpt4.data import shards as shards_module
 from jminigpt4.data.growing_lines import append
 from jminigpt4.train import fetching
-from jminigpt4.train.fetching import FetchAhead, window_folder
+from jminigpt4.train.fetching import FetchAhead, files_of, window_folder
 from jminigpt4.train.windows import (
     LEDGER,
     ShardPlan,
@@ -52,10 +53,10 @@ EVERYTHING = Counter(
 )  # fmt: skip
 
 
-def index(number, folder, files):
+def index(plan, here, number, lost):
     """What stands for the reading of rows: one group a line."""
-    rows = [[], []]
-    for source, _, path in files:
+    rows, folder = [[], []], window_folder(here, number)
+    for source, _, path in files_of(plan.members(number), lost, folder):
         rows[source] += path.read_text().splitlines()
     (folder / "rows.json").write_text(json.dumps(rows))
     return [len(each) for each in rows], hashlib.sha256(json.dumps(rows).encode()).hexdigest()
@@ -76,7 +77,7 @@ class Streaming:
             if window.number not in ledger:
                 append(folder / LEDGER, [window.model_dump()])
 
-        options = {"index": index, "note": note, "done": step, **options}
+        options = {"index": partial(index, self.plan, self.here), "note": note, "done": step, **options}
         self.fetch = FetchAhead(
             self.plan, self.here, begin=begin, known=ledger, before=before, groups_per_step=per_step, steps=steps,
             **options,
