@@ -165,15 +165,14 @@ class Stream:
         sources = [replace(source, path=own) for source, own in zip(self.sources, paths, strict=True)]
         return read_sources(sources, self.recipe, self.twins, tables=folder / "rows", whole=False)
 
-    def start(self, step: int, steps: int, fit: Callable[[list[SourceData]], list[SourceData]]):
+    def start(self, step: int, steps: int):
         """Begins to fetch ahead.
 
         Args:
             step: The step to begin with.
             steps: Where the run ends.
-            fit: Leaves out rows that the model cannot take.
         """
-        self.fit, per_step = fit, self.recipe.pictures_per_step
+        per_step = self.recipe.pictures_per_step
         # Every process finds out by itself that the ledger does not reach: it is the same in all.
         begin, before = begin_at(step * per_step, self.ledger, len(self.sources))
         if self.state.is_local_main_process:
