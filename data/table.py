@@ -193,7 +193,13 @@ def tables_folder() -> Path:
     return Path(os.environ.get("JMINIGPT4_ROWS") or Path(HF_HOME) / "jminigpt4" / "rows")
 
 
-def open_table(source: DataSource, refuse: Callable[[BadRow], None] | None = None, aloud: bool = False) -> RowTable:
+def open_table(
+    source: DataSource,
+    refuse: Callable[[BadRow], None] | None = None,
+    aloud: bool = False,
+    tables: Path | None = None,
+    may_be_empty: bool = False,
+) -> RowTable:
     """The rows of a source, mapped from its table; read into one first where there is none of the files as they are.
 
     A table is made anew when a data file, a reader or an option has changed, when a picture that was not found has
@@ -203,6 +209,8 @@ def open_table(source: DataSource, refuse: Callable[[BadRow], None] | None = Non
         source: The source.
         refuse: Called with the first bad row, which it may refuse by an error, before anything more is read.
         aloud: Whether to show a progress bar.
+        tables: Folder of the tables; by default [`tables_folder`].
+        may_be_empty: Whether it may hold no rows.
 
     Raises:
         FileNotFoundError: A data file or a picture folder is not there.
@@ -210,11 +218,11 @@ def open_table(source: DataSource, refuse: Callable[[BadRow], None] | None = Non
         ValueError: A file is of no known format or of no use as a whole, or holds no rows.
     """
     origin = Origin.of(source)
-    home = tables_folder() / origin.folder_name
+    home = (tables or tables_folder()) / origin.folder_name
     folder = home / origin.fingerprint
     with only_one(home, lambda: _fresh(folder, source)) as missing:
         if missing:
-            _build(folder, source, refuse, aloud)
+            _build(folder, source, refuse, aloud, may_be_empty)
     table = RowTable(folder, source.title)
     if table.bad and refuse is not None:
         refuse(table.bad[0])
@@ -255,7 +263,7 @@ def only_one(home: Path, is_there: Callable[[], bool]) -> Iterator[bool]:
     yield False
 
 
-def _build(folder: Path, source: DataSource, refuse: Callable[[BadRow], None] | None, aloud: bool):
+def _build(folder: Path, source: DataSource, refuse: Callable[[BadRow], None] | None, aloud: bool, may_be_empty: bool):
     """Reads a source into a new table, and removes those of its earlier states."""
     with finished_folder(folder, replace=True) as temporary:
         folders = [PictureFolders(images_of(source, path)) for path in source.files]
@@ -264,7 +272,7 @@ def _build(folder: Path, source: DataSource, refuse: Callable[[BadRow], None] | 
                 for row in rows_of(source, path, writer.note, pictures):
                     writer.add(row)
                     bar.update()
-        if not writer.starts[-1]:
+        if not writer.starts[-1] and not may_be_empty:
             raise ValueError(f"{source.path} holds no rows that can be used.")
         with open(temporary / MISSING, "w", encoding="utf-8") as file:
             lines = (json.dumps([path, *names]) for each in folders for path, names in each.missing.items())

@@ -5,8 +5,9 @@ import json
 import math
 import os
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ from .selection import CocoTwins
 from .sharding import shard_language
 from .sizing import by_heart, is_fresh, sized
 from .sources import BadPictures, SourceData, fill_cache, read_data
-from .steps import RowEncoder, Step, StepDataset, first_rows, spare_workers, within_window
+from .steps import RowEncoder, Step, StepDataset, first_rows, leave_out_long, spare_workers
+from .streaming import Stream, StreamProgress, sized_for_stream, streamed
 from .trainer import ProjectionTrainer, newest_checkpoint
 
 
@@ -130,11 +132,12 @@ def train(
     recipe = _recipe(recipe, **changes)
     if export is not None:
         check_exportable(model, recipe)
-    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress)
+    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, Path(output))
     run.beside = other
-    result = run.train(Path(output), resume, report_to, progress, workers)
-    if overfit is not None:
-        result = replace(result, answers=run.answers())
+    with run.held:
+        result = run.train(Path(output), resume, report_to, progress, workers)
+        if overfit is not None:
+            result = replace(result, answers=run.answers())
     if export is not None:
         if run.state.is_main_process:
             export_model(model, output, export)
@@ -169,12 +172,21 @@ def dry_run(
     """
     stored = None if cache is None else Path(cache)
     run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
-    with fitting_in_memory(run.recipe):
+    with run.held, fitting_in_memory(run.recipe):
         plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
     return plan | {"advice": advice(run, plan, stored)}
 
 
-def _prepare(
+def _prepare(*arguments: Any, **named: Any) -> "Run":
+    """See [`_prepared`]; what is begun here ends with the run, or with an error on the way to it."""
+    with ExitStack() as held:
+        run = _prepared(held, *arguments, **named)
+        run.held = held.pop_all()
+    return run
+
+
+def _prepared(
+    held: ExitStack,
     model: Any,
     data: Any,
     recipe: Recipe | str | os.PathLike,
@@ -184,27 +196,37 @@ def _prepare(
     max_steps: int | None = None,
     overfit: int | None = None,
     progress: bool = True,
+    output: Path | None = None,
     fill: bool = True,
     **changes: Any,
 ) -> "Run":
     """All that comes before the first step; arguments as of `train`, and `fill`: off, steps encode their pictures even
-    where there is a cache, and nothing is written."""
+    where there is a cache, and nothing is written. A stream without an `output` leaves nothing behind."""
     state = init_processes()
     recipe = _recipe(recipe, **changes)
     check_options(recipe, cache, projection)
     if overfit is not None:
         recipe, max_steps = by_heart(recipe, overfit), max_steps or 200
-    sources = read_data(data if data is not None else recipe.data, recipe, CocoTwins(recipe.coco_twins))
+    data, twins, stream = data if data is not None else recipe.data, CocoTwins(recipe.coco_twins), None
+    if shards := streamed(data, recipe, cache, max_steps):
+        stream = held.enter_context(closing(Stream(shards, recipe, twins, output, state)))
+    sources = stream.first() if stream else read_data(data, recipe, twins)
     if overfit is not None:
         sources = _first_groups(sources, overfit)
     sizes = _sizes(sources)
     model, processor = load_model(model, processor, recipe)
-    sources = _leave_out_long(sources, model, RowEncoder(processor, recipe.max_answer_tokens), state)
+    fit = partial(leave_out_long, model.config.get_text_config(), RowEncoder(processor, recipe.max_answer_tokens))
+    sources = fit(sources, state.is_main_process)
     spread = shard_language(model, state) if recipe.shard_language else []
     if model.device != state.device:
         model.to(state.device)
     if projection is not None:
         load_trained(model, Path(projection))
+    if stream is not None:
+        stream.rows.fit = fit
+        if overfit is None:
+            recipe, sizes = sized_for_stream(recipe, stream.rows.share, max_steps, sizes[1])
+        stream.recipe = recipe
     if recipe.auto:
         recipe, taken = sized(recipe, *sizes, is_fresh(model.model.language_projection), max_steps)
         if state.is_main_process:
@@ -215,7 +237,7 @@ def _prepare(
     if cache is not None and fill:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
         sources = fill_cache(pictures, sources, bad, state, progress)
-    run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
+    run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps, None if overfit else stream)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
     return run
 
@@ -227,21 +249,6 @@ def _recipe(recipe: Recipe | str | os.PathLike, **changes: Any) -> Recipe:
 def _sizes(sources: list[SourceData]) -> tuple[int, int]:
     """How many pictures there are to learn from, and for validation."""
     return sum(len(each.training) for each in sources), sum(len(each.validation) for each in sources)
-
-
-def _leave_out_long(
-    sources: list[SourceData], model: Any, encoder: RowEncoder, state: PartialState
-) -> list[SourceData]:
-    """Without the rows that do not fit the language model's window; says in a line how many there are."""
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    sources, long = within_window(sources, encoder, window)
-    if long.first is not None and state.is_main_process:
-        picture = f" about {long.first.image_ids[0]}" if long.first.image_ids else ""
-        tqdm.write(
-            f"{long.count:,} rows are left out, longer than the model's window of {window:,} tokens: the first, of "
-            f"{long.first.source}{picture}, has {long.length:,}. `max_answer_tokens` would cut their answers."
-        )
-    return sources
 
 
 def _first_groups(sources: list[SourceData], count: int) -> list[SourceData]:
@@ -265,6 +272,7 @@ class Run:
         bad: Takes note of bad pictures.
         state: accelerate's: which of how many processes this is.
         max_steps: Stop after so many steps.
+        stream: Where the steps' groups come from, if not from `sources`, which are its first window then.
     """
 
     def __init__(
@@ -278,7 +286,9 @@ class Run:
         bad: BadPictures,
         state: PartialState,
         max_steps: int | None,
+        stream: Stream | None = None,
     ):
+        self.stream, self.held = stream, ExitStack()  # what ends with the run
         self.model, self.processor, self.sources, self.encoder = model, processor, sources, encoder
         self.pictures, self.recipe, self.bad, self.state = pictures, recipe, bad, state
         self.beside: list[Path] = []  # runs whose learning curves are drawn beside this one's
@@ -294,13 +304,16 @@ class Run:
             share=recipe.share_prefix,
         )
         weights = [source.weight for source in sources]
-        order = SampleOrder(
-            [len(each) for each in groups],
-            recipe.pictures_per_step,
-            recipe.seed,
-            [1.0 if weight is None else weight for weight in weights] if any(weights) else None,
-            recipe.steps_per_epoch,
-        )
+        if stream is None:
+            order = SampleOrder(
+                [len(each) for each in groups],
+                recipe.pictures_per_step,
+                recipe.seed,
+                [1.0 if weight is None else weight for weight in weights] if any(weights) else None,
+                recipe.steps_per_epoch,
+            )
+        else:
+            order, groups = stream.order(recipe.steps_per_epoch or max_steps or 1), stream.groups()
         total = recipe.epochs * order.steps_per_epoch
         self.steps = self._dataset(groups, order, recipe, min(total, max_steps or total))
         self.validation = self._validation()
@@ -318,7 +331,18 @@ class Run:
             steps,
             self.state.process_index,
             self.state.num_processes,
+            str if self.stream is None else self.stream.rows.name_of,
         )
+
+    @property
+    def size(self) -> float:
+        """Number of groups to learn from; of a stream, nobody knows."""
+        return math.inf if self.stream else sum(len(source.training) for source in self.sources)
+
+    def _begin(self, checkpoint: Path | None):
+        """Has a stream fetch what comes after a checkpoint."""
+        if self.stream is not None:
+            self.stream.start(int(checkpoint.name.partition("-")[2]) if checkpoint else 0, len(self.steps))
 
     def _validation(self) -> StepDataset | None:
         held = [source.validation for source in self.sources]
@@ -368,12 +392,13 @@ class Run:
                 raise FileExistsError(f"{output} holds {checkpoint.name} of an earlier run: choose another output.")
             for each in check_resumable(checkpoint, self.description):
                 self.bad.found.setdefault(each.name, each)
+        self._begin(checkpoint)
         self._prove_packing()
         trainer = self._trainer(output, report_to, progress, workers)
         if self.state.is_main_process:
             _write_recipe(self.recipe, output)
         self._note_warmup()
-        often = repetition(self.recipe, len(self.steps), sum(len(each.training) for each in self.sources))
+        often = repetition(self.recipe, len(self.steps), self.size)
         if often and self.state.is_main_process:
             tqdm.write(f"Warning: {often}")
         if checkpoint is None:
@@ -446,6 +471,8 @@ class Run:
             self.description,
         )
         trainer.remove_callback(PrinterCallback)
+        if self.stream is not None:
+            trainer.add_callback(StreamProgress(self.stream, self.bad))
         trainer.add_callback(MetricsLog(output, trainer.meter, progress))
         self.reports = Reports(trainer.callback_handler.callbacks, self.recipe)
         trainer.add_callback(self.reports)
@@ -486,7 +513,8 @@ class Run:
             ValueError: There is none, or too many pictures turned out to be bad on the way.
         """
         shares = copy.copy(self.steps)
-        for index in range(len(self.steps)):
+        here = sum(len(source.training) for source in self.sources) // self.recipe.pictures_per_step
+        for index in range(len(self.steps) if self.stream is None else max(1, here)):
             for rank in range(self.steps.world):
                 shares.rank = rank
                 step = shares[index]
@@ -551,6 +579,7 @@ class Run:
     def dry_run(self, cache: Path | None, output: Path, export: Path | None) -> dict[str, Any]:
         """See the function [`dry_run`]."""
         self._note_warmup()
+        self._begin(None)
         self._prove_packing()
         loss = self.first_loss()
         plan = measure(self, cache, output, export)

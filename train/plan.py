@@ -46,12 +46,12 @@ def fitting_in_memory(recipe: Recipe) -> Generator[None]:
         ) from None
 
 
-def repetition(recipe: Recipe, steps: int, pictures: int) -> str:
+def repetition(recipe: Recipe, steps: int, pictures: float) -> str:
     """A warning where each picture would be seen absurdly often, with its remedy; else nothing."""
     times = steps * recipe.pictures_per_step / pictures
     if times <= OFTEN:
         return ""
-    better, taken = sized(Recipe.load("auto"), pictures, 0)
+    better, taken = sized(Recipe.load("auto"), int(pictures), 0)
     return (
         f"{steps:,} steps of {recipe.pictures_per_step:,} would show each of the {pictures:,} pictures {times:,.0f} "
         f"times. `--recipe auto` suits them: {taken.partition(';')[0].partition(': ')[2]}. Or set epochs and "
@@ -226,7 +226,7 @@ def _existing(folder: Path) -> Path:
 def advice(run: Any, plan: dict[str, Any], cache: Path | None) -> list[str]:
     """What to change, a sentence each; nothing where the run is reasonable."""
     said = []
-    pictures = sum(len(source.training) for source in run.sources)
+    pictures = run.size
     if often := repetition(run.recipe, plan["steps"], pictures):
         said.append(often)
     elif plan["hours"] > DAY:

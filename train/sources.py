@@ -49,35 +49,44 @@ def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
         sources = _sources(data, recipe)
         if not sources:
             raise ValueError("There is no data: name files, or a recipe with `data`.")
-        groupings = _groupings(sources, recipe, twins)
-    most = recipe.max_bad_share if recipe.on_bad_picture == "skip" else 0.0
-    for (source, _), grouping in zip(sources, groupings, strict=True):
-        every, groups = grouping.meta["pictures"], split(grouping, 0.0)[0]
-        look_at(_evenly_chosen(groups), source.title, most, every)
-    share = recipe.validation
-    if "validation" in recipe.auto:
-        share = validation_share(sum(map(len, groupings)))
+        excluded = _excluded_ids(recipe.exclude, [table for _, table in sources], twins)
+        groupings = [grouping_of(table, excluded, recipe, twins) for _, table in sources]
+    share = held_share(recipe, groupings)
     result = []
-    for number, ((source, table), grouping) in enumerate(zip(sources, groupings, strict=True)):
-        training, validation = split(grouping, share)
-        if not training:
+    for number, ((source, _), grouping) in enumerate(zip(sources, groupings, strict=True)):
+        look_through(source, grouping, recipe)
+        result.append(data_of(source, grouping, recipe, number, share))
+        if not result[-1].training:
             raise ValueError(
                 f"Nothing of {source.title} is left to train on: its rows have no pictures, are excluded, or all "
                 "fall into the validation share."
             )
-        prompts = _prompts(source, recipe, recipe.seed + number)
-        result.append(SourceData(source.title, training, validation, prompts, source.weight, table.bad))
     return result
 
 
-def _groupings(sources: list[tuple[DataSource, Rows]], recipe: Recipe, twins: CocoTwins) -> list[Grouping]:
-    excluded = _excluded_ids(recipe.exclude, [table for _, table in sources], twins)
+def grouping_of(table: Rows, excluded: set[str], recipe: Recipe, twins: CocoTwins) -> Grouping:
+    """The groups of a table that a recipe trains on or validates with, without those about excluded pictures."""
     # Where the language model does not learn, a row without a picture has a gradient of zero.
     without_pictures = bool(recipe.language_learns)
-    return [
-        group(table, rows_about(excluded, table, twins), twins, recipe.rows_per_picture, without_pictures)
-        for _, table in sources
-    ]
+    return group(table, rows_about(excluded, table, twins), twins, recipe.rows_per_picture, without_pictures)
+
+
+def held_share(recipe: Recipe, groupings: list[Grouping]) -> float:
+    """The share of groups that is kept for validation."""
+    return validation_share(sum(map(len, groupings))) if "validation" in recipe.auto else recipe.validation
+
+
+def look_through(source: DataSource, grouping: Grouping, recipe: Recipe):
+    """Looks whether the pictures of a source are where it says; see [`look_at`], whose errors these are."""
+    most = recipe.max_bad_share if recipe.on_bad_picture == "skip" else 0.0
+    look_at(_evenly_chosen(split(grouping, 0.0)[0]), source.title, most, grouping.meta["pictures"])
+
+
+def data_of(source: DataSource, grouping: Grouping, recipe: Recipe, number: int, share: float) -> SourceData:
+    """The groups of source `number`, of which `share` is for validation."""
+    training, validation = split(grouping, share)
+    prompts = _prompts(source, recipe, recipe.seed + number)
+    return SourceData(source.title, training, validation, prompts, source.weight, grouping.table.bad)
 
 
 def _evenly_chosen(groups: Groups) -> list[Picture]:
@@ -110,12 +119,17 @@ def _sources(data: Any, recipe: Recipe) -> list[tuple[DataSource, Rows]]:
         for row in data:
             by_source.setdefault(row.source, []).append(row)
         return [(DataSource(path="", name=name), RowList(rows)) for name, rows in by_source.items()]
-    return [_read(as_source(each), recipe) for each in data or []]
+    read = [as_source(each) for each in data or []]
+    return [(source, read_table(source, recipe, PartialState().is_main_process)) for source in read]
 
 
-def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, RowTable]:
-    aloud = PartialState().is_main_process
-    table = open_table(source, refuse if recipe.on_bad_row == "raise" else None, aloud)
+def read_table(source: DataSource, recipe: Recipe, aloud: bool, **options: Any) -> RowTable:
+    """The rows of a source, as far as the recipe allows bad ones among them; `options` as of [`open_table`].
+
+    Raises:
+        ValueError: A row is bad and the recipe does not allow it, or too many are; or as of [`open_table`].
+    """
+    table = open_table(source, refuse if recipe.on_bad_row == "raise" else None, aloud, **options)
     count, every = len(table.bad), len(table) + len(table.bad)
     if too_many(count, every, recipe.max_bad_share):
         raise ValueError(
@@ -124,7 +138,7 @@ def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, RowTable]:
         )
     if count and aloud:
         tqdm.write(f"{count:,} of {every:,} rows of {source.title} are left out, the first: {table.bad[0].reason}")
-    return source, table
+    return table
 
 
 class BadPictures:

@@ -6,13 +6,14 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from ..data.columns import text_bytes
 from ..data.rows import Group, Row
@@ -136,10 +137,24 @@ def within_window(
         prompt = max(source.prompts.prompts, key=len, default="")
         training = _fitting(source.training, encoder, prompt, window, long)
         validation = _fitting(source.validation, encoder, prompt, window, long)
-        if not training:
+        if source.training and not training:
             raise ValueError(f"Every row of {source.title} is longer than the model's window of {window} tokens.")
         kept.append(replace(source, training=training, validation=validation))
     return kept or sources, long
+
+
+def leave_out_long(language: Any, encoder: RowEncoder, sources: list[SourceData], aloud: bool) -> list[SourceData]:
+    """The sources without the rows that are longer than the window of the language model that has the configuration
+    `language`; `aloud` says in a line how many there are."""
+    window = getattr(language, "max_position_embeddings", None)
+    sources, long = within_window(sources, encoder, window)
+    if long.first is not None and aloud:
+        picture = f" about {long.first.image_ids[0]}" if long.first.image_ids else ""
+        tqdm.write(
+            f"{long.count:,} rows are left out, longer than the model's window of {window:,} tokens: the first, of "
+            f"{long.first.source}{picture}, has {long.length:,}. `max_answer_tokens` would cut their answers."
+        )
+    return sources
 
 
 def _fitting(groups: Groups, encoder: RowEncoder, prompt: str, window: int, long: LongRows) -> Groups:
@@ -182,6 +197,7 @@ class StepDataset(Dataset):
         pictures: What encodes pictures, or the cache that has them.
         steps: Number of steps.
         rank, world: Number of this process, and of all.
+        known_as: What a picture is called, given its name on this machine: what crops are drawn from.
     """
 
     def __init__(
@@ -196,7 +212,9 @@ class StepDataset(Dataset):
         steps: int,
         rank: int = 0,
         world: int = 1,
+        known_as: Callable[[str], str] = str,
     ):
+        self.known_as = known_as
         self.sources, self.order, self.encoder, self.packer = sources, order, encoder, packer
         self.recipe, self.prompts, self.pictures = recipe, prompts, pictures
         self.steps, self.rank, self.world = steps, rank, world
@@ -239,11 +257,12 @@ class StepDataset(Dataset):
         """Every picture once, for all rows about it."""
         views, bad, readable = [], [], {}
         for name, picture in {each.name: each for group in groups for each in group.pictures}.items():
-            seed = _number(f"{self.recipe.seed} {epoch} {name}") if self.recipe.augmentation else None
+            known = self.known_as(name)
+            seed = _number(f"{self.recipe.seed} {epoch} {known}") if self.recipe.augmentation else None
             try:
-                view = encoder.pixel_values(picture.read(), name, [seed])
+                view = encoder.pixel_values(picture.read(), known, [seed])
             except (OSError, ValueError) as error:
-                bad.append(BadPicture(name, str(error)))
+                bad.append(BadPicture(known, str(error)))
             else:
                 readable[name] = len(views)
                 views.append(view)

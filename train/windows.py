@@ -209,7 +209,6 @@ class StreamOrder:
     def __init__(self, windows: Windows, plan: ShardPlan, groups_per_step: int, seed: int, steps_per_epoch: int):
         self.windows, self.plan, self.seed = windows, plan, seed
         self.groups_per_step, self.steps_per_epoch = groups_per_step, steps_per_epoch
-        self._inside: dict[int, SampleOrder] = {}
 
     def describe(self) -> dict[str, object]:
         """All that the order is a function of, beside the content of the shards."""
@@ -218,13 +217,18 @@ class StreamOrder:
     def step(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
         """(source, group) pairs of a step for process `rank` of `world`, groups counted over all windows; waits for
         the windows that hold them."""
-        first = step * self.groups_per_step
-        return [self._group(number) for number in range(first, first + self.groups_per_step)[rank::world]]
+        first, found = step * self.groups_per_step, []
+        while len(found) < self.groups_per_step:
+            window = self.windows.holding(first + len(found))
+            start = first + len(found) - window.first
+            found += self._inside(window, start, min(start + self.groups_per_step - len(found), sum(window.groups)))
+        return found[rank::world]
 
-    def _group(self, number: int) -> tuple[int, int]:
-        window = self.windows.holding(number)
-        if window.number not in self._inside:
-            self._inside = {window.number: SampleOrder(window.groups, 1, self.seed)}
-        order = self._inside[window.number]
-        ((source, group),) = order.step(window.number * order.steps_per_epoch + number - window.first)
-        return source, window.before[source] + group
+    def _inside(self, window: Window, start: int, end: int) -> list[tuple[int, int]]:
+        """The groups from place `start` of a window to `end`; another order in every window."""
+        size = self.groups_per_step
+        order = SampleOrder(window.groups, size, self.seed)
+        whole, before = start // size, window.number * order.steps_per_epoch
+        places = [pair for step in range(whole, -(-end // size)) for pair in order.step(before + step)]
+        chosen = places[start - whole * size : end - whole * size]
+        return [(source, window.before[source] + group) for source, group in chosen]
