@@ -1,11 +1,14 @@
 """Are the pictures where the data says? Looked at before a model is loaded: a wrong folder is found in a moment."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from .pictures import FilePicture, Picture
 from .readers import DataSource, rows_of
 from .rows import Row
+from .shards import fetch, file_name, list_shards
 
 LOOKED_FOR, OPENED = 1000, 12  # pictures of a data set
 FIRST_ROWS = 200
@@ -56,6 +59,18 @@ def look_at_first_rows(source: DataSource):
         rows: list[Row] = list(islice(rows_of(source, path, lambda bad: None), FIRST_ROWS))
         distinct = {picture.name: picture for row in rows for picture in row.pictures}
         _refuse_missing(list(distinct.values()), source.title, len(distinct), 0.5)
+
+
+def first_shard(source: DataSource, folder: Path) -> DataSource:
+    """The first shard of a source that streams, fetched into a folder, as a source of its own.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ShardLost: It cannot be fetched.
+    """
+    shards = list_shards(source.patterns)
+    name = f"{source.title}, {file_name(shards[0])} (1 of {len(shards):,} shards)"
+    return replace(source, path=str(fetch(shards[0], folder)), name=name, stream=False)
 
 
 def _evenly(pictures: list[Picture], most: int) -> list[Picture]:

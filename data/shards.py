@@ -134,7 +134,7 @@ def size_of(shard: str) -> int | None:
         return None
 
 
-class ShardLost(Exception):
+class ShardLost(OSError):
     """A shard that cannot be had; its text is one sentence that names it."""
 
 

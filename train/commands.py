@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..data.first_look import look_at_first_rows
+from ..data.first_look import first_shard, look_at_first_rows
 from ..data.readers import READERS, as_source
 
 LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
@@ -18,6 +18,13 @@ Recipe = Annotated[
     str,
     typer.Option(
         help="auto (numbers from the size of the data), small, stage1, stage2, article-stair-vg, or a YAML file."
+    ),
+]
+Streamed = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="DATA are shards that are fetched in training, some at a time: hf://…/**.parquet, a{000..099}.tar.",
     ),
 ]
 Changes = Annotated[
@@ -43,21 +50,23 @@ def _recipe(name: str, settings: list[str] | None):
     return Recipe.from_values({**Recipe.load(name).values(), **_changes(settings)}, "--set")
 
 
-def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | None:
+def _sources(data: list[str] | None, images: list[str] | None, stream: bool = False) -> list[dict] | None:
     if not data:
         return None
     sources = []
     for each in data:
         name, separator, path = each.partition("=")
-        given = {"name": name, "path": path} if separator else {"path": each}
-        sources.append({**given, "images": images or None})
+        named = separator and "://" not in name  # where it is a part of an address
+        given = {"name": name, "path": path} if named else {"path": each}
+        sources.append({**given, "images": images or None, **({"stream": True} if stream else {})})
     return sources
 
 
-def look_first(data: list[str] | None = None, images: list[str] | None = None, **options: Any):
+def look_first(data: list[str] | None = None, images: list[str] | None = None, stream: bool = False, **options: Any):
     """What `train` and `features` look at before the libraries are loaded, which takes seconds."""
     for source in map(as_source, _sources(data, images) or []):
-        look_at_first_rows(source)
+        if not stream:
+            look_at_first_rows(source)
 
 
 def train(
@@ -66,6 +75,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
     recipe: Recipe = "auto",
     images: Images = None,
+    stream: Streamed = False,
     cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
     changes: Changes = None,
@@ -91,11 +101,11 @@ def train(
     chosen = _recipe(recipe, changes)
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
-        plan = engine.dry_run(model, _sources(data, images), chosen, output=output, export=export, **given)
+        plan = engine.dry_run(model, _sources(data, images, stream), chosen, output=output, export=export, **given)
         echo("\n".join(lines(plan)))
         return
     given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers, "compare": compare}
-    result = engine.train(model, _sources(data, images), output, chosen, **given)
+    result = engine.train(model, _sources(data, images, stream), output, chosen, **given)
     echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:
         echo(f"validation loss {result.eval_loss:.4f}")
@@ -150,12 +160,15 @@ def data(
     data: Annotated[list[str], typer.Argument(help="Data files or folders; NAME=PATH names one.")],
     model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and pictures count. Default: the demo.")] = "",
     images: Images = None,
+    stream: Streamed = False,
     against: Annotated[list[str] | None, typer.Option(help="Image ids of an evaluation set; may be repeated.")] = None,
     coco_twins: Annotated[str | None, typer.Option(help="Visual Genome's image_data.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False,
 ):
-    """Look through data: counts, bad pictures, token lengths, duplicates, overlap, examples."""
+    """Look through data: counts, bad pictures, token lengths, duplicates, overlap, examples. Of a stream: its first
+    shard."""
     import json
+    import tempfile
     from dataclasses import asdict, replace
 
     from .. import DEMO
@@ -164,7 +177,11 @@ def data(
     from .inspection import inspect
 
     processor = load_processor(model or DEMO)
-    for source in map(as_source, _sources(data, images) or []):
-        found = inspect(open_table(source, aloud=not as_json), processor, against or (), coco_twins, not as_json)
-        given = asdict(replace(found, bad_rows=[])) | {"bad_rows": [asdict(bad) for bad in found.bad_rows]}
-        typer.echo(json.dumps(given, ensure_ascii=False) if as_json else "\n".join(found.lines()))
+    for source in map(as_source, _sources(data, images, stream) or []):
+        with tempfile.TemporaryDirectory() as folder:
+            tables = Path(folder) if stream else None
+            source = first_shard(source, Path(folder)) if stream else source
+            table = open_table(source, aloud=not as_json, tables=tables)
+            found = inspect(table, processor, against or (), coco_twins, not as_json)
+            given = asdict(replace(found, bad_rows=[])) | {"bad_rows": [asdict(bad) for bad in found.bad_rows]}
+            typer.echo(json.dumps(given, ensure_ascii=False) if as_json else "\n".join(found.lines()))

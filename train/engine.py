@@ -40,9 +40,10 @@ from .selection import CocoTwins
 from .sharding import shard_language
 from .sizing import by_heart, is_fresh, sized
 from .sources import BadPictures, SourceData, fill_cache, read_data
-from .steps import RowEncoder, Step, StepDataset, first_rows, leave_out_long, spare_workers
+from .steps import RowEncoder, Step, StepDataset, first_rows, leave_out_long
 from .streaming import Stream, StreamProgress, sized_for_stream, streamed
 from .trainer import ProjectionTrainer, newest_checkpoint
+from .workers import spare_workers
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _prepared(
     sources = stream.first() if stream else read_data(data, recipe, twins)
     if overfit is not None:
         sources = _first_groups(sources, overfit)
-    sizes = _sizes(sources)
+    sizes = sum(len(each.training) for each in sources), sum(len(each.validation) for each in sources)
     model, processor = load_model(model, processor, recipe)
     fit = partial(leave_out_long, model.config.get_text_config(), RowEncoder(processor, recipe.max_answer_tokens))
     sources = fit(sources, state.is_main_process)
@@ -244,11 +245,6 @@ def _prepared(
 
 def _recipe(recipe: Recipe | str | os.PathLike, **changes: Any) -> Recipe:
     return (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_(**changes)
-
-
-def _sizes(sources: list[SourceData]) -> tuple[int, int]:
-    """How many pictures there are to learn from, and for validation."""
-    return sum(len(each.training) for each in sources), sum(len(each.validation) for each in sources)
 
 
 def _first_groups(sources: list[SourceData], count: int) -> list[SourceData]:
@@ -432,8 +428,9 @@ class Run:
         return self.recipe.eval_steps or self._epoch
 
     def _trainer(self, output: Path, report_to: str, progress: bool, workers: int | None) -> ProjectionTrainer:
-        if workers is None:
-            workers = spare_workers(self.steps, self.device, processes_here())
+        if workers is None:  # steps from a cache take next to no time
+            encodes = isinstance(self.steps.pictures, PictureEncoder)
+            workers = spare_workers(self.device, processes_here()) if encodes else 0
         arguments = TrainingArguments(
             output_dir=str(output),
             max_steps=len(self.steps),

@@ -120,6 +120,11 @@ def _sources(data: Any, recipe: Recipe) -> list[tuple[DataSource, Rows]]:
             by_source.setdefault(row.source, []).append(row)
         return [(DataSource(path="", name=name), RowList(rows)) for name, rows in by_source.items()]
     read = [as_source(each) for each in data or []]
+    if streams := [source for source in read if source.stream]:
+        raise ValueError(
+            f"{streams[0].path} is a stream, and what is looked at again has to be here: leave `stream` out and have "
+            "its files on this machine."
+        )
     return [(source, read_table(source, recipe, PartialState().is_main_process)) for source in read]
 
 

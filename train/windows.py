@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter
 
 from ..data.growing_lines import read_back
-from .order import SampleOrder
+from .order import KIND, SampleOrder
 
 LEDGER = "stream.jsonl"  # beside the checkpoints of a run
 HERE = "windows.jsonl"  # in the folder of a machine's windows
@@ -136,6 +136,7 @@ class ShardPlan:
             "shards of each source": [len(each) for each in self.shards],
             "names of the shards": sum_.hexdigest(),
             "window_shards": self.in_window,
+            "kind": f"a stream, {KIND}",
         }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections import Counter
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
+from jminigpt4 import DEMO
 from jminigpt4.checkpoint import read_projection
 from jminigpt4.data import shards as shards_module
 from jminigpt4.train import engine
@@ -244,3 +246,26 @@ def test_no_more_is_fetched_than_a_run_needs(run, memory, monkeypatch):
     monkeypatch.setattr(MemoryFileSystem, "get_file", noted)
     run(max_steps=3)
     assert len(seen) == 4  # three steps are in two windows
+
+
+def test_the_verbs_know_streams(memory, draw, tmp_path, monkeypatch, capsys):
+    from jminigpt4 import cli
+
+    def verb(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["jminigpt4", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return shown.out + shown.err if end.value.code == 0 else f"{end.value.code}: {shown.err}"
+
+    shown = verb("data", "captions=memory://cc/{0..5}.tar", "--stream")
+    assert shown.startswith("captions, 0.tar (1 of 6 shards): 5 rows about 5 pictures") and "赤02" in shown
+    settings = [f"--set={each}" for each in ("pictures_per_step=2", "window_shards=2")]
+    command = ["train", DEMO, "memory://cc/{0..5}.tar", "--stream", "--output", tmp_path / "run", *settings]
+    assert "say how long to train, by --max-steps N" in verb(*command)
+    assert "1 steps, loss" in verb(*command, "--max-steps", 1)
+    assert len(read_ledger(tmp_path / "run")) == 1
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps_per_epoch: 1\nepochs: 1\ndata: [{path: 'memory://cc/{0..5}.tar', stream: true}]\n")
+    shown = verb("features", DEMO, tmp_path / "cache", "--recipe", recipe)
+    assert shown.startswith("2: ") and "is a stream, and what is looked at again has to be here" in shown
