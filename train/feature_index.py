@@ -22,7 +22,7 @@ KINDS = ("contents", "pictures")
 NAME_BYTES = 64  # of a file's name in the index
 ROWS_OF_A_RANGE = 1 << 20  # keys that are sorted at a time while an index is written
 # Pages of the index that a process has looked at count as its memory, though all share them: so often it lets them go.
-LOOKUPS_BEFORE_RELEASE = 1 << 16
+LOOKUPS_BEFORE_RELEASE = 1 << 8
 
 
 def safetensors_header(tensors: dict[str, tuple[str, Sequence[int]]], metadata: dict[str, str]) -> bytes:

@@ -139,8 +139,19 @@ RUNS = {
     "cached": {"cache": "features", "cache_dtype": "float32", "augmentation": True, "views": 2},
     # Five pictures for validation, three to learn from.
     "validated": {"validation": 0.5, "max_steps": 1, "epochs": 1},
+    # A shard is two pictures, and a step reaches over two or three windows of one.
+    "streamed": {"window_shards": 1, "steps_per_epoch": 3},
     "spread": {"shard_language": True, "sample_steps": 3, "validation": 0.2},
 }
+
+
+def in_shards(captions: Path) -> dict:
+    """The same data as a stream of four shards."""
+    lines = captions.read_text(encoding="utf-8").splitlines(keepends=True)
+    for shard in range(4):
+        content = "".join(lines[6 * shard : 6 * shard + 6])
+        (captions.parent / f"shard-{shard}.jsonl").write_text(content, encoding="utf-8")
+    return {"path": str(captions.parent / "shard-{0..3}.jsonl"), "stream": True, "name": "captions"}
 
 
 class Runs:
@@ -156,9 +167,8 @@ class Runs:
         options = {**RUNS.get(name, {}), **changes}
         if options.get("cache"):
             options["cache"] = self.folder / f"{options['cache']}-{world}"
-        result = engine.train(
-            model, data or self.captions, output, RECIPE, processor=self.processor, progress=False, **options
-        )
+        data = data or (in_shards(self.captions) if name == "streamed" else self.captions)
+        result = engine.train(model, data, output, RECIPE, processor=self.processor, progress=False, **options)
         self.note(world, output.name, counter.counts)
         return result
 
@@ -219,21 +229,36 @@ def test_several_processes_in_a_fresh_process(make_model, processor, captions, t
         runs.note(world, "dry", report)
         if world > 1:  # what another number of processes began
             runs.go(world, "packs", f"resumed-{world}", epochs=2)
+            runs.go(world, "streamed", f"streamed-resumed-{world}")
 
     for world in (2, 3):
         Group(1, lambda world=world: runs.go(1, "packs", f"resumed-{world}", max_steps=2)).join()
+        Group(1, lambda world=world: runs.go(1, "streamed", f"streamed-resumed-{world}", max_steps=4)).join()
         Group(world, all_runs).join()
     Group(1, all_runs).join()
 
     for world in (2, 3):
-        for name in ("packs", "rows", "one", "cached", "validated", "bad", *(["spread"] if world == 2 else [])):
+        for name in (
+            "packs",
+            "rows",
+            "one",
+            "cached",
+            "validated",
+            "streamed",
+            "bad",
+            *(["spread"] if world == 2 else []),
+        ):
             whole = "packs" if name == "spread" else name
             one, several = tmp_path / f"{whole}-1", tmp_path / f"{name}-{world}"
             assert torch.allclose(weights(several), weights(one), atol=2e-6), name
             for number in ("loss", "eval_loss", "supervised_tokens_per_row"):
                 ours, expected = dict(logged(several, number)), dict(logged(one, number))
                 assert ours == pytest.approx(expected, rel=1e-5), (name, number)
-        assert torch.allclose(weights(tmp_path / f"resumed-{world}"), weights(tmp_path / "packs-1"), atol=2e-6)
+        for name, whole in (("resumed", "packs-1"), ("streamed-resumed", "streamed-1")):
+            assert torch.allclose(weights(tmp_path / f"{name}-{world}"), weights(tmp_path / whole), atol=2e-6)
+        ledgers = [(tmp_path / name / "stream.jsonl").read_text() for name in
+                   ("streamed-1", f"streamed-{world}", f"streamed-resumed-{world}")]  # fmt: skip
+        assert ledgers[0] == ledgers[1] == ledgers[2] and ledgers[0].count("\n") == 15
         shared(runs, world)
         left_behind(runs, world)
     # Without the fault that clipping shows, the step of a clipped gradient is the same in length but for its scale.
@@ -265,7 +290,7 @@ def shared(runs: Runs, world: int):
     if world == 2:  # idle passes, with which both come to the same number, are empty pictures
         spread, idle = runs.counted(2, "spread", "tokens"), runs.counted(2, "spread", "sequences")
         assert idle[0] == idle[1] and sum(packs) <= sum(spread) < 1.3 * sum(packs)
-    for name in ("packs", "rows", "one", "cached", "resumed"):
+    for name in ("packs", "rows", "one", "cached", "streamed", "resumed"):
         assert_metered(runs, world, name)
     dry = runs.noted(world, "dry")
     assert [each["rows"] for each in dry] == [ROWS] * world and len({each["loss"] for each in dry}) == 1
@@ -450,8 +475,9 @@ Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(counts))
 """
 
 
-def test_killed_at_any_moment_ends_bit_equal():
-    in_a_fresh_process("test_killed_in_a_fresh_process")
+@pytest.mark.parametrize("data", ["file", "stream"])
+def test_killed_at_any_moment_ends_bit_equal(data):
+    in_a_fresh_process(f"test_killed_in_a_fresh_process[{data}]")
 
 
 class Life:
@@ -484,14 +510,16 @@ class Life:
 
 
 @fresh_process
-def test_killed_in_a_fresh_process(make_model, processor, captions, tmp_path, monkeypatch):
+@pytest.mark.parametrize("data", ["file", "stream"])
+def test_killed_in_a_fresh_process(data, make_model, processor, captions, tmp_path, monkeypatch):
     """Moments lie anywhere: while a run starts, between steps, and while a checkpoint is written or removed."""
     monkeypatch.setattr(engine, "draw_learning_curve", lambda metrics, picture: None)
     steps = 4 * KILLS + 4
-    recipe = RECIPE.with_(epochs=steps, keep_checkpoints=1)
+    recipe = RECIPE.with_(epochs=steps, keep_checkpoints=1, window_shards=2)
+    source = in_shards(captions) if data == "stream" else captions
 
     def run(output: Path):
-        engine.train(make_model(), captions, output, recipe, processor=processor, progress=False, max_steps=steps)
+        engine.train(make_model(), source, output, recipe, processor=processor, progress=False, max_steps=steps)
 
     whole = Life(run, tmp_path / "whole")
     assert whole.process.exitcode == 0
@@ -505,4 +533,6 @@ def test_killed_in_a_fresh_process(make_model, processor, captions, tmp_path, mo
     assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     losses = [logged(tmp_path / name, "loss") for name in ("killed", "whole")]
     assert losses[0] == losses[1] and len(losses[0]) == steps
-    assert not list((tmp_path / "killed").glob(".*"))
+    assert not [*(tmp_path / "killed").glob(".*"), *(tmp_path / "killed").glob("stream-*")]
+    if data == "stream":
+        assert (tmp_path / "killed" / "stream.jsonl").read_text() == (tmp_path / "whole" / "stream.jsonl").read_text()
