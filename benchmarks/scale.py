@@ -297,7 +297,7 @@ def main():
                 options.steps,
             ]
             found = {"rows": rows}
-            for part in ("write", "training", "stream"):
+            for part in ("write", "training"):
                 found |= in_a_process(*given, "--part", part, folder)
             shutil.rmtree(folder)
             results.append(found)
