@@ -144,14 +144,19 @@ def pictures_of(sources: list[SourceData]) -> list[Picture | TablePicture]:
 
 
 def fill_cache(
-    cache: FeatureCache, sources: list[SourceData], policy: BadPictures, state: PartialState, progress: bool
+    cache: FeatureCache,
+    sources: list[SourceData],
+    policy: BadPictures,
+    state: PartialState,
+    progress: bool,
+    workers: int | None = None,
 ) -> list[SourceData]:
     """Computes missing features, every process its share, and leaves out the groups whose pictures are bad.
 
     Raises:
         ValueError: Too many pictures are bad, or all of a source.
     """
-    for each in fill_together(cache, pictures_of(sources), state, progress, policy.note):
+    for each in fill_together(cache, pictures_of(sources), state, progress, policy.note, workers):
         policy.note(each)
     kept = []
     for source in sources:
