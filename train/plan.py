@@ -118,12 +118,12 @@ def measure(run: Any, cache: str | os.PathLike | None, output: Path, export: Pat
 
 def _missing(run: Any, cache: str | os.PathLike) -> int:
     """How many views of pictures are not in the cache."""
-    pictures = {picture.name: picture for picture in pictures_of(run.sources)}
+    pictures = pictures_of(run.sources)
     views = run.recipe.cached_views or 1
     if FINGERPRINT not in files_of(cache).names():
-        return views * len(pictures)
+        return views * sum(1 for _ in pictures)
     held = FeatureCache(cache, run.encoder, run.recipe.cache_dtype)
-    return views * sum(1 for _ in held.missing(pictures.values()))
+    return views * sum(1 for _ in held.missing(pictures))
 
 
 def _encode(encoder: Any, step: Step, device: torch.device) -> tuple[torch.Tensor | None, float]:
