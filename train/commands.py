@@ -66,7 +66,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
     recipe: Recipe = "auto",
     images: Images = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder or URL of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
     changes: Changes = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
@@ -79,7 +79,7 @@ def train(
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
     compare: Annotated[Path | None, typer.Option(help="Another run, whose curve is drawn beside this one's.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that prepare steps ahead. Default: what can be spared.")
+        int | None, typer.Option(min=0, help="Processes that decode and prepare ahead. Default: what can be spared.")
     ] = None,
 ):
     """Train the projection of a model, or more of it, on pictures and texts."""
@@ -109,7 +109,7 @@ def train(
 
 def features(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
-    cache: Annotated[Path, typer.Argument(help="Folder of the query-feature cache.")],
+    cache: Annotated[str, typer.Argument(help="Folder or URL (s3://, gs:// …) of the query-feature cache.")],
     data: Data = None,
     images: Images = None,
     recipe: Recipe = "auto",
@@ -121,13 +121,17 @@ def features(
         str | None, typer.Option(help="float16, bfloat16 or float32: how features are stored. Default: the recipe's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode pictures. Default: what can be spared.")
+    ] = None,
 ):
     """Compute the query features of pictures once, for any number of trainings by the same recipe."""
     from .distributed import init_processes
     from .features import FeatureCache, PictureEncoder, fill_together
     from .frozen import load_model
+    from .parts import check_options
     from .selection import CocoTwins
-    from .sources import pictures_of, read_data
+    from .sources import most_pictures, pictures_of, read_data
 
     state = init_processes()
     chosen = _recipe(recipe, changes)
@@ -135,11 +139,12 @@ def features(
         chosen = chosen.with_(augmentation=views != 0, views=views or 1)
     if dtype is not None:
         chosen = chosen.with_(cache_dtype=dtype)
+    check_options(chosen, cache, None)
     sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
     loaded, processor = load_model(model, None, chosen)
     encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
     store = FeatureCache(cache, encoder, chosen.cache_dtype)
-    bad = fill_together(store, pictures_of(sources), state)
+    bad = fill_together(store, pictures_of(sources), state, workers=workers, total=most_pictures(sources))
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)
