@@ -9,7 +9,8 @@ from typing import Any
 from unicodedata import normalize
 from urllib.request import url2pathname
 
-from .files import read_picture_file
+from .files import read_picture_file, read_remote_picture
+from .remote import below, filesystem, is_below, is_url, is_web, listed, stamp
 
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
@@ -42,6 +43,37 @@ class FilePicture:
             OSError: The file cannot be read, is no regular file, or has more than 200 MB.
         """
         return read_picture_file(self.path, self.offset or 0, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePicture:
+    """A picture file at an address that fsspec opens, such as `s3://bucket/a.jpg`, or `size` bytes of an archive there
+    from `offset` on, which are read as a range."""
+
+    path: str
+    offset: int | None = None
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path if self.offset is None else f"{self.path}@{self.offset}"
+
+    def stamp(self) -> tuple[int, int]:
+        """Size in bytes and a number of the version that its place tells (ETag, checksum, time): one request.
+
+        Raises:
+            OSError: The file is not there, or cannot be asked for.
+        """
+        size, version = stamp(self.path)
+        return (size if self.size is None else self.size), version
+
+    def read(self) -> bytes:
+        """The bytes of the picture file.
+
+        Raises:
+            OSError: The file cannot be read, is shorter than it was, or has more than 200 MB.
+        """
+        return read_remote_picture(self.path, self.offset, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +137,7 @@ class MemoryPicture:
         return self.content
 
 
-Picture = FilePicture | TablePicture | MemoryPicture
+Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
 
 
 def portable_name(name: str) -> str:
@@ -136,58 +168,79 @@ class PictureFolders:
     in two, COCO's in one for each split.
 
     Args:
-        folders: The folders; with none, pictures keep the names they are looked for by.
+        folders: The folders, on this machine or addresses; with none, pictures keep the names they are looked for by.
 
     Attributes:
         missing: Path to name of the pictures that have been looked for in vain.
 
     Raises:
         FileNotFoundError: A folder is not there.
+        ImportError: fsspec lacks the driver of an address.
+        ValueError: fsspec knows no such addresses.
     """
 
     def __init__(self, folders: Iterable[str | os.PathLike] = ()):
         self.folders = [os.fspath(folder) for folder in folders]
         for folder in self.folders:
-            if not os.path.isdir(folder):
+            if is_url(folder):
+                filesystem(folder)
+            elif not os.path.isdir(folder):
                 raise FileNotFoundError(f"The picture folder {folder} does not exist.")
         self.missing: dict[str, str] = {}
         self._entries: dict[str, dict[str, str]] = {}
         self._below: list[str] | None = None
 
-    def find(self, *names: str) -> FilePicture:
+    def find(self, *names: str) -> FilePicture | RemotePicture:
         """The first of the names, relative or absolute, that is in one of the folders; a COCO picture is looked for
         under all names that COCO gives it.
 
         A picture that is nowhere is returned under its first name in the first folder: reading it fails, is counted
-        and names it, and no other picture takes its place.
+        and names it, and no other picture takes its place. So is one at the only folder, if that is an address: a
+        bucket of 400 million pictures is not listed.
+
+        Raises:
+            ValueError: A name is an address outside the folders, which no row of a data file may have opened, or leads
+                out of one.
         """
         wanted = [portable_name(name) for name in names]
         if not self.folders:
             return FilePicture(wanted[0])
+        for name in wanted:
+            if is_url(name):
+                return self._addressed(name)
         numbers = {number for name in wanted if (number := coco_number(name)) is not None}
-        for name in [*wanted, *(other for number in numbers for other in coco_names(number))]:
+        candidates = [*wanted, *(other for number in numbers for other in coco_names(number))]
+        if len(self.folders) == len(candidates) == 1 and is_url(self.folders[0]):
+            return picture_at(_joined(self.folders[0], wanted[0]))
+        for name in candidates:
             for folder in self._searched():
                 if (path := self._path(folder, name)) is not None:
-                    return FilePicture(path)
-        path = os.path.join(self.folders[0], wanted[0])
-        self.missing[path] = names[0]
-        return FilePicture(path)
+                    return picture_at(path)
+        # A web server lists nothing: there it may be, where no other folder has it.
+        folder = next((folder for folder in self.folders if is_web(folder)), self.folders[0])
+        path = _joined(folder, wanted[0])
+        if not is_web(folder):
+            self.missing[path] = names[0]
+        return picture_at(path)
+
+    def _addressed(self, url: str) -> RemotePicture:
+        if not any(is_url(folder) and is_below(folder, url) for folder in self.folders):
+            raise ValueError(
+                f"{url} is an address, and a row has none opened that lies in no picture folder: "
+                f"`--images {url.rpartition('/')[0]}` (`images` of a data source) allows it."
+            )
+        return RemotePicture(url)
 
     def _searched(self) -> Iterator[str]:
         yield from self.folders
         if self._below is None:
-            self._below = [
-                entry.path
-                for folder in self.folders
-                for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-                if entry.is_dir()
-            ]
+            self._below = [path for folder in self.folders for path in _sub_folders(folder)]
         yield from self._below
 
     def _path(self, folder: str, name: str) -> str | None:
         """Path of `name` below `folder`, spelt as on the disk."""
         above, last = os.path.split(name)
-        return self._listed(os.path.join(folder, above) if above else folder).get(last)
+        return self._listed(_joined(folder, above) if above else folder).get(last)
 
     def _listed(self, folder: str) -> dict[str, str]:
         """Entries of a folder by their composed names, as paths on the disk."""
@@ -197,6 +250,8 @@ class PictureFolders:
         return self._entries[folder]
 
     def _list(self, folder: str) -> dict[str, str]:
+        if is_url(folder):
+            return {_composed(name): path for name, (path, _) in listed(folder).items()}
         try:
             with os.scandir(folder) as entries:
                 return {_composed(entry.name): entry.path for entry in entries}
@@ -205,3 +260,22 @@ class PictureFolders:
             above, last = os.path.split(folder)
             path = self._listed(above).get(last) if last and not folder.isascii() else None
             return self._listed(path) if path not in (None, folder) else {}
+
+
+def picture_at(path: str, offset: int | None = None, size: int | None = None) -> FilePicture | RemotePicture:
+    """A picture file, or a member of an archive, by a path that may be an address: of a data file's own place, which
+    the user has named, never one that stands in a row ([`PictureFolders.find`] judges those)."""
+    return RemotePicture(path, offset, size) if is_url(path) else FilePicture(path, offset, size)
+
+
+def _joined(folder: str, name: str) -> str:
+    """`name` in a folder; an absolute path is a file of this machine, whatever the folder."""
+    return below(folder, name) if is_url(folder) and not os.path.isabs(name) else os.path.join(folder, name)
+
+
+def _sub_folders(folder: str) -> list[str]:
+    """Direct sub-folders, by name."""
+    if is_url(folder):
+        return [path for _, (path, is_folder) in sorted(listed(folder).items()) if is_folder]
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in sorted(entries, key=lambda entry: entry.name) if entry.is_dir()]
