@@ -26,7 +26,8 @@ class DataSource:
     """One data set of a training run.
 
     Args:
-        path: Its file or folder, on this machine or an address such as `s3://bucket/set`; several files that belong together may be given as a list.
+        path: Its file or folder, here or at an address such as `s3://bucket/set`; several files that belong together
+            may be given as a list.
         images: Folders with its pictures, looked through in order; by default the folder of `path`.
         format: A key of `READERS`; by default told from the file.
         name: Its name in the log; by default the file's.
