@@ -1,16 +1,14 @@
 """Are the pictures where the data says? Looked at before a model is loaded: a wrong folder is found in a moment."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from .pictures import FilePicture, Picture, RemotePicture
+from .pictures import FilePicture, Picture, RemotePicture, stamps
 from .readers import DataSource, rows_of
 from .rows import Row
 
 LOOKED_FOR, OPENED = 1000, 12  # pictures of a data set
 FIRST_ROWS = 200
-ASKED_AT_ONCE = 32  # pictures on object storage, where an answer takes tens of milliseconds
 LARGE = 50_000_000  # bytes: JSON is read as a whole, and so much of it not twice
 
 
@@ -69,10 +67,7 @@ def _refuse_missing(looked_for: list[Picture], title: str, every: int, most: flo
     Raises:
         FileNotFoundError: They are too many.
     """
-    at_once = ASKED_AT_ONCE if any(isinstance(picture, RemotePicture) for picture in looked_for) else 1
-    with ThreadPoolExecutor(at_once) as threads:
-        there = list(threads.map(_is_there, looked_for))
-    missing = [picture for picture, is_there in zip(looked_for, there, strict=True) if not is_there]
+    missing = [picture for picture, stamp in zip(looked_for, stamps(looked_for), strict=True) if stamp is None]
     if too_many(len(missing), len(looked_for), most):
         first = missing[0].path if isinstance(missing[0], FilePicture | RemotePicture) else missing[0].name
         looked = f"{len(looked_for):,}" + (f" looked for, of {every:,}" if every > len(looked_for) else "")
@@ -81,14 +76,6 @@ def _refuse_missing(looked_for: list[Picture], title: str, every: int, most: flo
             "(`images` of a data source) says where pictures lie."
         )
     return {picture.name for picture in missing}
-
-
-def _is_there(picture: Picture) -> bool:
-    try:
-        picture.stamp()
-    except (OSError, ValueError):  # the latter of a NUL in a name
-        return False
-    return True
 
 
 def _fault(picture: Picture) -> str:

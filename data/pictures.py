@@ -3,7 +3,8 @@
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from unicodedata import normalize
@@ -12,6 +13,7 @@ from urllib.request import url2pathname
 from .files import read_picture_file, read_remote_picture
 from .remote import below, filesystem, is_below, is_url, is_web, listed, stamp
 
+ASKED_AT_ONCE = 32  # stamps of pictures on object storage
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
@@ -138,6 +140,22 @@ class MemoryPicture:
 
 
 Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
+
+
+def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
+    """The stamp of each picture; `None` where it is not there. Object storage is asked for many at once: an answer
+    takes it tens of milliseconds."""
+    if not any(isinstance(picture, RemotePicture) for picture in pictures):
+        return list(map(_stamp, pictures))
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        return list(threads.map(_stamp, pictures))
+
+
+def _stamp(picture: Picture) -> tuple[int, int] | None:
+    try:
+        return picture.stamp()
+    except (OSError, ValueError):  # the latter of a NUL in a name
+        return None
 
 
 def portable_name(name: str) -> str:

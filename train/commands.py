@@ -1,19 +1,23 @@
 """The verbs `train`, `features` and `data` of the command line."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..data.first_look import look_at_first_rows
 from ..data.readers import READERS, as_source, read_source
+from ..extras import require
 
 LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
 Data = Annotated[
     list[str] | None,
     typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {LAYOUTS}."),
 ]
-Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--images", help="Folder or address (s3://…, https://…) with the pictures; may be repeated."),
+]
 Recipe = Annotated[
     str,
     typer.Option(
@@ -109,7 +113,7 @@ def train(
 
 def features(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
-    cache: Annotated[Path, typer.Argument(help="Folder of the query-feature cache.")],
+    cache: Annotated[str, typer.Argument(help="Folder of the query-feature cache, or its address, such as s3://…")],
     data: Data = None,
     images: Images = None,
     recipe: Recipe = "auto",
@@ -121,29 +125,55 @@ def features(
         str | None, typer.Option(help="float16, bfloat16 or float32: how features are stored. Default: the recipe's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="local: this program's processes; ray: a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster. Default: RAY_ADDRESS, else Ray on this machine.")
+    ] = None,
+    encoders: Annotated[
+        int | None, typer.Option(min=1, help="Encoders on the cluster. Default: one a GPU; without GPUs one a node.")
+    ] = None,
 ):
     """Compute the query features of pictures once, for any number of trainings by the same recipe."""
     from .distributed import init_processes
-    from .features import FeatureCache, PictureEncoder, fill_together
-    from .frozen import load_model
     from .selection import CocoTwins
     from .sources import pictures_of, read_data
 
+    if engine == "local" and (address or encoders):
+        raise ValueError("--address and --encoders are of a Ray cluster: add `--engine ray`.")
+    if engine == "ray":
+        require("scale", "ray")
     state = init_processes()
+    if engine == "ray" and state.num_processes > 1:
+        raise ValueError("--engine ray is one program, without a launcher: Ray shares the work among its nodes.")
     chosen = _recipe(recipe, changes)
     if views is not None:
         chosen = chosen.with_(augmentation=views != 0, views=views or 1)
     if dtype is not None:
         chosen = chosen.with_(cache_dtype=dtype)
-    sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
-    loaded, processor = load_model(model, None, chosen)
-    encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
-    store = FeatureCache(cache, encoder, chosen.cache_dtype)
-    bad = fill_together(store, pictures_of(sources), state)
+    pictures = pictures_of(read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins)))
+    if engine == "ray":
+        from .ray_features import Job, fill_on_ray
+
+        store, bad = fill_on_ray(Job(model, cache, chosen, batch_size), pictures, address, encoders)
+    else:
+        store, bad = _fill_here(model, cache, chosen, batch_size, pictures, state)
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)
         typer.echo(f"{len(store):,} pictures in {cache}; {len(bad):,} bad")
+
+
+def _fill_here(model: str, folder: str, recipe: Any, batch_size: int, pictures: Any, state: Any) -> tuple[Any, list]:
+    """The cache, filled by this program's processes, and the pictures that cannot be read."""
+    from .features import FeatureCache, PictureEncoder, fill_together
+    from .frozen import load_model
+
+    loaded, processor = load_model(model, None, recipe)
+    encoder = PictureEncoder(loaded.to(state.device), processor, recipe.cached_views, batch_size)
+    cache = FeatureCache(folder, encoder, recipe.cache_dtype)
+    return cache, fill_together(cache, pictures, state)
 
 
 def data(

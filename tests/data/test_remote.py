@@ -4,12 +4,13 @@ import io
 import json
 import pickle
 import tarfile
+import threading
 
 import fsspec
 import pytest
 
 from jminigpt4.data import files, remote
-from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture
+from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture, stamps
 from jminigpt4.data.readers import DataSource, read_source
 from jminigpt4.data.remote import RemotePath, data_path, is_url
 
@@ -234,3 +235,14 @@ def test_a_tar_at_an_address_is_indexed_and_its_members_are_read_by_ranges(bucke
         pictures = [row.pictures[0] for row in rows]
         assert all(isinstance(picture, RemotePicture) and picture.offset for picture in pictures)
         assert [picture.read() for picture in pictures] == contents
+
+
+def test_stamps_are_asked_for_many_at_once_and_keep_their_order(bucket, tmp_path, monkeypatch):
+    """32 requests wait for each other here: one after the other they would wait for ever."""
+    (tmp_path / "a.png").write_bytes(b"1")
+    bucket({f"{number}.png": bytes(number + 1) for number in range(32)})
+    asked, info = threading.Barrier(32, timeout=20), remote.stamp
+    monkeypatch.setattr("jminigpt4.data.pictures.stamp", lambda url: asked.wait() >= 0 and info(url))
+    pictures = [RemotePicture(f"memory://bucket/{number}.png") for number in range(32)]
+    found = stamps([FilePicture(str(tmp_path / "a.png")), *pictures, FilePicture("\0")])
+    assert [each and each[0] for each in found] == [1, *range(1, 33), None]
