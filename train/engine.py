@@ -38,8 +38,9 @@ from .selection import CocoTwins
 from .sharding import shard_language
 from .sizing import by_heart, is_fresh, sized
 from .sources import BadPictures, SourceData, fill_cache, pictures_of, read_data
-from .steps import RowEncoder, Step, StepDataset, first_rows, spare_workers, within_window
+from .steps import RowEncoder, Step, StepDataset, first_rows, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
+from .workers import spare_workers
 
 
 @dataclass(frozen=True)
@@ -407,8 +408,9 @@ class Run:
         return self.recipe.eval_steps or self._epoch
 
     def _trainer(self, output: Path, report_to: str, progress: bool, workers: int | None) -> ProjectionTrainer:
-        if workers is None:
-            workers = spare_workers(self.steps, self.device, processes_here())
+        if workers is None:  # steps from a cache take next to no time
+            encodes = isinstance(self.steps.pictures, PictureEncoder)
+            workers = spare_workers(self.device, processes_here()) if encodes else 0
         arguments = TrainingArguments(
             output_dir=str(output),
             max_steps=len(self.steps),

@@ -15,7 +15,8 @@ import torch
 from ..checkpoint import DTYPES
 from .distributed import from_all
 from .encoder_gradient import StepPictures
-from .features import FINGERPRINT, FeatureCache
+from .features import FeatureCache
+from .fingerprint import FINGERPRINT
 from .metrics import peak_memory_gb
 from .parts import learning_counts
 from .recipe import Recipe
@@ -120,7 +121,7 @@ def _missing(run: Any, cache: Path) -> int:
     if not (cache / FINGERPRINT).is_file():
         return views * len(pictures)
     held = FeatureCache(cache, run.encoder, run.recipe.cache_dtype)
-    return views * sum(picture not in held for picture in pictures.values())
+    return views * sum(1 for _ in held.missing(pictures.values()))
 
 
 def _encode(encoder: Any, step: Step, device: torch.device) -> tuple[torch.Tensor | None, float]:

@@ -1,11 +1,7 @@
 """From the order of samples to what the model is given: the data of one optimiser step."""
 
 import hashlib
-import multiprocessing
-import os
 import pickle
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,9 +16,7 @@ from .packing import IGNORED, EncodedGroup, EncodedRow, Pack, Packer
 from .prompts import CaptionPrompts
 from .recipe import Recipe
 from .sources import SourceData
-
-STEPS_AHEAD, MOST_WORKERS = 2, 8
-LOOKS = 0.2  # seconds between looks of a worker at who its parent is
+from .workers import ahead
 
 
 @dataclass
@@ -232,48 +226,9 @@ def prepared_ahead(steps: StepDataset, workers: int) -> DataLoader:
     Args:
         steps: The steps.
         workers: Processes that read, decode and tokenise the next steps while one is learnt from, each up to
-            `STEPS_AHEAD` of them; 0: nothing is prepared ahead.
+            `TASKS_AHEAD` of them; 0: nothing is prepared ahead.
     """
-    return DataLoader(
-        steps,
-        batch_size=1,
-        collate_fn=_only,
-        num_workers=workers,
-        prefetch_factor=STEPS_AHEAD if workers else None,
-        worker_init_fn=_end_with_parent,
-    )
-
-
-def _end_with_parent(number: int):
-    """In a worker: ends it soon after the process that it works for. torch's own watch lets a worker leave, but it
-    waits for ever then to hand on a step that nobody reads."""
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(LOOKS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def spare_workers(steps: StepDataset, device: torch.device, processes: int) -> int:
-    """How many processes should prepare the steps ahead: as many as can, up to `MOST_WORKERS`, before a GPU, and one
-    before a CPU, which learns more slowly than one process decodes.
-
-    None where steps are read from a cache, which takes next to no time; where a process is not a fork, as a program
-    without `if __name__ == "__main__"` would begin anew in it; and where each process that trains has one core.
-
-    Args:
-        steps: The steps.
-        device: What the language model runs on.
-        processes: Processes that train on this machine.
-    """
-    start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if not isinstance(steps.pictures, PictureEncoder) or start != "fork":
-        return 0
-    spare = len(os.sched_getaffinity(0)) // processes - 1
-    return max(0, min(spare, 1 if device.type == "cpu" else MOST_WORKERS))
+    return DataLoader(steps, batch_size=1, collate_fn=_only, **ahead(workers))
 
 
 def _only(steps: list[Step]) -> Step:

@@ -400,7 +400,7 @@ def test_the_command_line_under_a_launcher(make_model, processor, captions, tmp_
     assert said[0] == f"8 pictures in {tmp_path / 'cache'}; 0 bad"
     assert said[1].startswith("8 pictures: 2 steps of 5, ") and said[2].startswith("2 steps, loss ")
     assert len(said) == 3 and len(done.stdout.splitlines()) == 5
-    assert len(list((tmp_path / "cache").glob("features-*.safetensors"))) == 2
+    assert len(list((tmp_path / "cache").glob("block-*.safetensors"))) == 2
     counted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [each["rows"] for each in counted] == [
         15,

@@ -1,18 +1,22 @@
 """The query-feature cache: one computation per picture, known by content, refused when anything changed."""
 
+import hashlib
 import json
 import shutil
 import signal
+import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import PartialState
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from jminigpt4.checkpoint import remove_unfinished
 from jminigpt4.data.pictures import FilePicture
 from jminigpt4.train.features import FeatureCache, PictureEncoder, fill_together
+from jminigpt4.train.fingerprint import older_digest
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +96,58 @@ def test_another_encoder_or_preprocessing_is_refused(frozen, make_model, process
         FeatureCache(tmp_path / "crops", PictureEncoder(frozen, processor))
 
 
-def test_a_cache_of_an_older_version_states_no_precision_and_is_taken(frozen, processor, tmp_path):
-    FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
-    path = tmp_path / "cache" / "fingerprint.json"
+def write_older(folder: Path, cache: FeatureCache, pictures: list[FilePicture], name: str, checksums: bool = True):
+    """The features of a cache as versions before the store wrote them."""
+    folder.mkdir(exist_ok=True)
+    fingerprint = cache.encoder.fingerprint(cache.dtype)
+    fingerprint |= {"encoder": older_digest(cache.encoder.model)}
+    older = {key: value for key, value in fingerprint.items() if not key.startswith("weights")}
+    (folder / "fingerprint.json").write_text(json.dumps(older))
+    views = max(1, cache.encoder.views)
+    features = torch.stack([cache.features(pictures, view) for view in range(views)], dim=1).contiguous()
+    digests = [hashlib.sha256(picture.read()).digest() for picture in pictures]
+    tensors = {"features": features, "digests": torch.tensor([list(each) for each in digests], dtype=torch.uint8)}
+    sums = [[zlib.crc32(view.view(torch.uint8).numpy().tobytes()) for view in picture] for picture in features]
+    tensors |= {"checksums": torch.tensor(sums)} if checksums else {}
+    save_file(tensors, folder / f"features-{name}.safetensors")
+    stamps = {each.name: [*each.stamp(), digest.hex()] for each, digest in zip(pictures, digests, strict=True)}
+    (folder / f"stamps-{name}.json").write_text(json.dumps(stamps))
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_cache_of_an_older_version_is_read_and_added_to(frozen, processor, pictures, tmp_path, monkeypatch, views):
+    encoder = PictureEncoder(frozen, processor, views)
+    new = FeatureCache(tmp_path / "new", encoder)
+    new.fill(pictures, progress=False)
+    write_older(tmp_path / "old", new, pictures[:2], "a")
+    write_older(tmp_path / "old", new, pictures[2:4], "b")
+    calls = counting(encoder, monkeypatch)
+    for _ in range(2):
+        old = FeatureCache(tmp_path / "old", encoder)
+        old.fill(pictures, progress=False)
+        assert calls == [2 * max(1, views)] and len(old) == 6
+        for view in range(max(1, views)):
+            assert torch.equal(old.features(pictures, view), new.features(pictures, view))
+
+
+def test_an_older_cache_of_another_encoder_or_precision_is_refused(frozen, make_model, processor, pictures, tmp_path):
+    new = FeatureCache(tmp_path / "new", PictureEncoder(frozen, processor))
+    new.fill(pictures, progress=False)
+    write_older(tmp_path / "old", new, pictures, "a")
+    other = make_model(seed=0)
+    with torch.no_grad():
+        other.model.qformer.layernorm.bias[0] += 1e-3
+    with pytest.raises(ValueError, match="another encoder"):
+        FeatureCache(tmp_path / "old", PictureEncoder(other, processor))
+    other = make_model().bfloat16()
+    with pytest.raises(ValueError, match="precision float32 instead of bfloat16: --set dtype=float32 takes"):
+        FeatureCache(tmp_path / "old", PictureEncoder(other, processor))
+    # The oldest did not write the precision down.
+    path = tmp_path / "old" / "fingerprint.json"
     stored = json.loads(path.read_text())
-    assert stored.pop("precision") == "float32"
+    del stored["precision"]
     path.write_text(json.dumps(stored))
-    FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    FeatureCache(tmp_path / "old", PictureEncoder(frozen, processor))
 
 
 def test_another_projection_or_language_model_is_welcome(frozen, make_model, processor, tmp_path):
@@ -134,7 +183,7 @@ def test_several_processes_fill_one_cache(frozen, processor, pictures, tmp_path)
     for rank, cache in enumerate(caches):
         cache.fill(pictures, rank=rank, world=2, pictures_per_file=2, progress=False)
     for cache in caches:
-        cache.load()
+        cache.store.refresh()
         assert all(picture in cache for picture in pictures)
     assert torch.equal(caches[0].features(pictures), caches[1].features(pictures))
 
@@ -204,55 +253,121 @@ def test_the_fingerprint_can_be_read(frozen, processor, tmp_path):
     assert stored["shape"] == [4, 32] and stored["layer_norm_eps"][0] == 1e-5
 
 
-def test_a_flipped_byte_is_noticed_when_it_is_read(frozen, processor, pictures, tmp_path):
-    cache = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+def test_a_flipped_byte_is_noticed_when_it_is_read_and_mended_by_the_next_start(
+    frozen, processor, pictures, tmp_path, monkeypatch
+):
+    encoder = PictureEncoder(frozen, processor)
+    cache = FeatureCache(tmp_path / "cache", encoder)
     cache.fill(pictures, progress=False)
-    (path,) = (tmp_path / "cache").glob("features-*")
+    expected = cache.features(pictures)
+    (path,) = (tmp_path / "cache").glob("block-*")
     content = bytearray(path.read_bytes())
     target = cache.features(pictures[3:4])[0].view(torch.uint8).numpy().tobytes()
     content[content.index(target) + 17] ^= 4
     path.write_bytes(content)
-    again = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
-    assert torch.isfinite(again.features(pictures[:3])).all()
-    with pytest.raises(ValueError, match=f"{path.name} has changed on the disk.*delete this file"):
+    again = FeatureCache(tmp_path / "cache", encoder)
+    assert torch.equal(again.features(pictures[:3]), expected[:3])
+    with pytest.raises(ValueError, match=f"{path.name} .*has changed on the disk .*kept as damaged-.*Started again"):
         again.features(pictures)
+    assert (tmp_path / "cache" / f"damaged-{path.name}").read_bytes() == content
+    calls = counting(encoder, monkeypatch)
+    for each in (again, FeatureCache(tmp_path / "cache", encoder)):
+        each.fill(pictures, progress=False)
+        assert calls == [6] and torch.equal(each.features(pictures), expected)
 
 
 @pytest.mark.parametrize(
-    ("file", "spoil", "message"),
+    ("file", "spoil", "said"),
     [
-        ("features-*", lambda content: content[:-9], "cannot be read"),
-        ("features-*", lambda content: b"", "cannot be read"),
-        ("stamps-*", lambda content: content[:-9], "is damaged"),
-        ("stamps-*", lambda content: content.replace(b"[", b"[null,", 1), "is damaged"),
+        ("block-*", lambda content: content[:-9], "is cut off"),
+        ("block-*", lambda content: b"", "is cut off"),
+        ("block-*", lambda content: b"[" * len(content), "is cut off, or no safetensors file"),
+        ("block-*", lambda content: content.replace(b"digests", b"digestz", 1), "has a damaged header"),
+        ("block-*", lambda content: content.replace(b'"shape": [6', b'"shape": [7', 1), "has a damaged header"),
         ("fingerprint*", lambda content: b"[" * 9999, "is damaged"),
+        ("fingerprint*", lambda content: b"", "is damaged"),
     ],
 )
-def test_damaged_files_of_a_cache_are_named(frozen, processor, pictures, tmp_path, file, spoil, message):
-    FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor)).fill(pictures, progress=False)
+def test_damaged_files_of_a_cache_are_set_aside_and_mended(
+    frozen, processor, pictures, tmp_path, capsys, file, spoil, said
+):
+    encoder = PictureEncoder(frozen, processor)
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache.fill(pictures, progress=False)
+    expected = cache.features(pictures)
     (path,) = (tmp_path / "cache").glob(file)
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"{path.name} {message}.*delete this file"):
-        FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
+    again = FeatureCache(tmp_path / "cache", encoder)
+    told = capsys.readouterr().out
+    assert f"{path.name} of the feature cache" in told and said in told and f"kept as damaged-{path.name}" in told
+    again.fill(pictures, progress=False)
+    assert torch.equal(again.features(pictures), expected) and capsys.readouterr().out == ""
+    FeatureCache(tmp_path / "cache", encoder)
+    assert capsys.readouterr().out == ""
 
 
-def test_files_without_checksums_are_read_and_counted(frozen, processor, pictures, tmp_path, capsys):
-    cache = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
-    cache.fill(pictures, progress=False)
-    expected = cache.features(pictures).clone()
-    (path,) = (tmp_path / "cache").glob("features-*")
-    tensors = load_file(path)
-    save_file({name: tensors[name] for name in ("features", "digests")}, path)
-    again = FeatureCache(tmp_path / "cache", PictureEncoder(frozen, processor))
-    assert fill_together(again, pictures, PartialState(), progress=False) == []
-    assert torch.equal(again.features(pictures), expected)
+@pytest.mark.parametrize(
+    ("file", "spoil", "said"),
+    [
+        ("features-*", lambda content: content[:-9], "is cut off"),
+        ("stamps-*", lambda content: content[:-9], "is damaged"),
+        ("stamps-*", lambda content: content.replace(b"[", b"[null,", 1), "is damaged"),
+    ],
+)
+def test_damaged_files_of_an_older_cache_are_set_aside_and_mended(
+    frozen, processor, pictures, tmp_path, capsys, file, spoil, said
+):
+    encoder = PictureEncoder(frozen, processor)
+    new = FeatureCache(tmp_path / "new", encoder)
+    new.fill(pictures, progress=False)
+    write_older(tmp_path / "old", new, pictures, "a")
+    (path,) = (tmp_path / "old").glob(file)
+    path.write_bytes(spoil(path.read_bytes()))
+    old = FeatureCache(tmp_path / "old", encoder)
+    told = capsys.readouterr().out
+    assert f"{path.name} of the feature cache" in told and said in told and f"kept as damaged-{path.name}" in told
+    old.fill(pictures, progress=False)
+    assert torch.equal(old.features(pictures), new.features(pictures))
+
+
+def test_a_flipped_byte_in_an_older_file_is_noticed(frozen, processor, pictures, tmp_path):
+    new = FeatureCache(tmp_path / "new", PictureEncoder(frozen, processor))
+    new.fill(pictures, progress=False)
+    write_older(tmp_path / "old", new, pictures, "a")
+    (path,) = (tmp_path / "old").glob("features-*")
+    content = bytearray(path.read_bytes())
+    target = new.features(pictures[3:4])[0].view(torch.uint8).numpy().tobytes()
+    content[content.index(target) + 17] ^= 4
+    path.write_bytes(content)
+    old = FeatureCache(tmp_path / "old", PictureEncoder(frozen, processor))
+    assert torch.equal(old.features(pictures[:3]), new.features(pictures[:3]))
+    with pytest.raises(ValueError, match=f"{path.name} .*has changed on the disk .*kept as damaged-"):
+        old.features(pictures)
+
+
+def test_a_damaged_fingerprint_of_older_files_is_refused_with_the_remedy(frozen, processor, pictures, tmp_path):
+    new = FeatureCache(tmp_path / "new", PictureEncoder(frozen, processor))
+    new.fill(pictures, progress=False)
+    write_older(tmp_path / "old", new, pictures, "a")
+    (tmp_path / "old" / "fingerprint.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged.*name another folder as the cache"):
+        FeatureCache(tmp_path / "old", PictureEncoder(frozen, processor))
+
+
+def test_older_files_without_checksums_are_read_and_counted(frozen, processor, pictures, tmp_path, capsys):
+    new = FeatureCache(tmp_path / "new", PictureEncoder(frozen, processor))
+    new.fill(pictures, progress=False)
+    write_older(tmp_path / "old", new, pictures, "a", checksums=False)
+    old = FeatureCache(tmp_path / "old", PictureEncoder(frozen, processor))
+    assert fill_together(old, pictures, PartialState(), progress=False) == []
+    assert torch.equal(old.features(pictures), new.features(pictures))
     assert "1 files of" in (said := capsys.readouterr().out) and "without checksums" in said
 
 
 def test_a_full_disk_leaves_nothing_that_looks_finished(frozen, processor, pictures, tmp_path, full_disk):
     encoder = PictureEncoder(frozen, processor)
     cache = FeatureCache(tmp_path / "cache", encoder)
-    with full_disk(1000), pytest.raises(OSError, match=r"features-\w+.safetensors") as raised:
+    with full_disk(1000), pytest.raises(OSError, match=r"block-\w+.safetensors") as raised:
         cache.fill(pictures, progress=False)
     assert "\n" not in str(raised.value)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fingerprint.json"]

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from jminigpt4.train.engine import _prepare, train
 from jminigpt4.train.features import PictureEncoder
 from jminigpt4.train.metrics import read_metrics
 from jminigpt4.train.recipe import Recipe
-from jminigpt4.train.steps import MOST_WORKERS, STEPS_AHEAD, spare_workers
+from jminigpt4.train.workers import MOST_WORKERS, TASKS_AHEAD, spare_workers
 
 RECIPE = Recipe(
     learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=2, steps_per_epoch=6, epochs=2, pictures_per_step=3,
@@ -91,7 +90,7 @@ def test_the_next_steps_are_decoded_while_one_is_learnt_from(run, decoded, monke
     def waiting(self, *arguments):
         if not ahead:
             until = time.monotonic() + 60
-            wanted = 3 * (1 + STEPS_AHEAD)
+            wanted = 3 * (1 + TASKS_AHEAD)
             while self.args.dataloader_num_workers and in_workers() < wanted and time.monotonic() < until:
                 time.sleep(0.01)
             ahead.append(in_workers())
@@ -102,7 +101,7 @@ def test_the_next_steps_are_decoded_while_one_is_learnt_from(run, decoded, monke
 
     monkeypatch.setattr(engine.ProjectionTrainer, "training_step", waiting)
     run(workers=1)
-    assert ahead[0] >= 3 * (1 + STEPS_AHEAD)
+    assert ahead[0] >= 3 * (1 + TASKS_AHEAD)
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -117,7 +116,7 @@ def test_steps_go_to_another_process_without_model_and_features(make_model, proc
     here = prepared.steps[4]
     assert there == [pack.input_ids.tolist() for pack in here.packs] != []
     assert len(sent) < 200_000 < sum(each.nbytes for each in prepared.model.state_dict().values())
-    assert (b"features-" in sent) == cached
+    assert (b"FeatureStore" in sent) == cached
 
 
 def _step(sent: bytes, index: int) -> list[list[int]]:
@@ -125,24 +124,22 @@ def _step(sent: bytes, index: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("device", "processes", "cores", "start", "cached", "expected"),
+    ("device", "processes", "cores", "start", "expected"),
     [
-        ("cpu", 1, 16, "fork", False, 1),
-        ("cuda", 1, 16, "fork", False, MOST_WORKERS),
-        ("cuda", 4, 16, "fork", False, 3),
-        ("cuda", 1, 4, "fork", False, 3),
-        ("cpu", 1, 1, "fork", False, 0),
-        ("cpu", 2, 2, "fork", False, 0),
-        ("cpu", 4, 2, "fork", False, 0),
-        ("cuda", 1, 16, "spawn", False, 0),
-        ("cuda", 1, 16, "fork", True, 0),
+        ("cpu", 1, 16, "fork", 1),
+        ("cuda", 1, 16, "fork", MOST_WORKERS),
+        ("cuda", 4, 16, "fork", 3),
+        ("cuda", 1, 4, "fork", 3),
+        ("cpu", 1, 1, "fork", 0),
+        ("cpu", 2, 2, "fork", 0),
+        ("cpu", 4, 2, "fork", 0),
+        ("cuda", 1, 16, "spawn", 0),
     ],
 )
-def test_as_many_workers_as_can_be_spared(processor, monkeypatch, device, processes, cores, start, cached, expected):
+def test_as_many_workers_as_can_be_spared(monkeypatch, device, processes, cores, start, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: start)
-    pictures = "a cache" if cached else PictureEncoder(SimpleNamespace(), processor)
-    assert spare_workers(SimpleNamespace(pictures=pictures), torch.device(device), processes) == expected
+    assert spare_workers(torch.device(device), processes) == expected
 
 
 def test_steps_come_without_shared_memory(run, monkeypatch):
