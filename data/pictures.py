@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 from unicodedata import normalize
 from urllib.request import url2pathname
 
 from .files import read_picture_file, read_remote_picture
 from .remote import below, filesystem, is_below, is_url, is_web, listed, stamp
+from .table_cells import cell
 
 ASKED_AT_ONCE = 32  # stamps of pictures on object storage
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
@@ -86,25 +86,27 @@ class TablePicture:
         path: File of the table.
         row, column: The cell.
         position: Which picture of a list; `None` where the cell is the picture.
-        table: A `pyarrow.Table`, or what has its `column`.
+
+    The file is opened when a picture of it is read, and by row groups: see [`cell`].
     """
 
     path: str
     row: int
     column: str
-    position: int | None
-    table: Any = field(compare=False, repr=False)
+    position: int | None = None
 
     @property
     def name(self) -> str:
         return f"{self.path}#{self.row}.{self.column}" + ("" if self.position is None else f".{self.position}")
 
     def stamp(self) -> tuple[int, int]:
-        """Size of the table in bytes and its time of modification in ns.
+        """Size of the table in bytes and its time of modification in ns, or the number of its version at an address.
 
         Raises:
             OSError: The table is not there any more.
         """
+        if is_url(self.path):
+            return stamp(self.path)
         status = os.stat(self.path)
         return status.st_size, status.st_mtime_ns
 
@@ -114,8 +116,10 @@ class TablePicture:
         Raises:
             OSError: The cell is empty, or names a file that cannot be read.
         """
-        cell = self.table.column(self.column)[self.row]
-        content = (cell if self.position is None else cell.values[self.position]).as_py() or {}
+        found = cell(self.path, self.stamp(), self.row, self.column)
+        content = (found if self.position is None else found.values[self.position]).as_py() or {}
+        if isinstance(content, bytes | str):  # a column of files' bytes or names, which `datasets` takes as well
+            content = {"bytes": content} if isinstance(content, bytes) else {"path": content}
         if content.get("bytes") is not None:
             return content["bytes"]
         if not content.get("path"):
@@ -145,7 +149,7 @@ Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
 def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
     """The stamp of each picture; `None` where it is not there. Object storage is asked for many at once: an answer
     takes it tens of milliseconds."""
-    if not any(isinstance(picture, RemotePicture) for picture in pictures):
+    if not any(is_url(getattr(picture, "path", "")) for picture in pictures):
         return list(map(_stamp, pictures))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         return list(threads.map(_stamp, pictures))
@@ -170,6 +174,17 @@ def _composed(name: str) -> str:
     return name if name.isascii() else normalize("NFC", name)
 
 
+def modified(folder: str) -> int | None:
+    """Time of modification of a folder in ns, which changes with the names in it; `None` where it is not there. At an
+    address, a number of these names."""
+    if is_url(folder):
+        return zlib.crc32("\0".join(sorted(listed(folder))).encode("utf-8", "surrogatepass"))
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
 def coco_number(name: str) -> int | None:
     """9 of `COCO_val2014_000000000009.jpg` (2014) and of `000000000009.jpg` (2017); `None` for other file names."""
     found = _COCO.fullmatch(name.rpartition("/")[2].partition(".")[0])
@@ -189,7 +204,9 @@ class PictureFolders:
         folders: The folders, on this machine or addresses; with none, pictures keep the names they are looked for by.
 
     Attributes:
-        missing: Path to name of the pictures that have been looked for in vain.
+        missing: Path to names of the pictures that have been looked for in vain.
+        listed: The folders that were looked into, each with its time of modification in ns before that; `None` where
+            there is none.
 
     Raises:
         FileNotFoundError: A folder is not there.
@@ -204,7 +221,8 @@ class PictureFolders:
                 filesystem(folder)
             elif not os.path.isdir(folder):
                 raise FileNotFoundError(f"The picture folder {folder} does not exist.")
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, tuple[str, ...]] = {}
+        self.listed: dict[str, int | None] = {}
         self._entries: dict[str, dict[str, str]] = {}
         self._below: list[str] | None = None
 
@@ -238,7 +256,7 @@ class PictureFolders:
         folder = next((folder for folder in self.folders if is_web(folder)), self.folders[0])
         path = _joined(folder, wanted[0])
         if not is_web(folder):
-            self.missing[path] = names[0]
+            self.missing[path] = names
         return picture_at(path)
 
     def _addressed(self, url: str) -> RemotePicture:
@@ -264,6 +282,7 @@ class PictureFolders:
         """Entries of a folder by their composed names, as paths on the disk."""
         # One listing of a folder replaces a look-up on the disk per picture.
         if folder not in self._entries:
+            self.listed[folder] = modified(folder)
             self._entries[folder] = self._list(folder)
         return self._entries[folder]
 

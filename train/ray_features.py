@@ -168,6 +168,7 @@ def _results(
 ) -> Iterator[tuple[int, list[BadPicture]]]:
     """Numbers of pictures that are done, and the bad ones among them, as they come."""
     import pyarrow as pa
+
     import ray
 
     tables = [
@@ -209,13 +210,15 @@ class _Encoding:
 
     def __call__(self, table: Any) -> Any:
         size = self.encoder.image_processor.size
+        shape = (-1, 3, size["height"], size["width"])
         decoded, pixels = _columns(table, "pixels")
-        new = [np.frombuffer(each, np.float32).reshape(-1, 3, size["height"], size["width"]) for each in pixels if each]
+        new = [np.frombuffer(each, np.float32).reshape(shape) for each in pixels if each]
         features = iter(())
         if new:
             views = self.encoder.encode_alike(torch.from_numpy(np.concatenate(new))).to("cpu", self.dtype)
             features = iter(views.view(torch.uint8).unflatten(0, (len(new), -1)).numpy())
-        return _table([(each, next(features) if old else None) for each, old in zip(decoded, pixels, strict=True)], "features")
+        rows = [(each, next(features) if old else None) for each, old in zip(decoded, pixels, strict=True)]
+        return _table(rows, "features")
 
 
 def _write(table: Any, opened: bytes) -> Any:

@@ -104,21 +104,40 @@ def read_source(source: DataSource, note: Callable[[BadRow], None] = refuse) -> 
     return rows
 
 
-def rows_of(source: DataSource, path: Path, note: Callable[[BadRow], None] = refuse) -> Iterator[Row]:
-    """The rows of one file of a source, one after the other; arguments and errors as of [`read_source`]."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    reader = detect(path) if source.format == "auto" else READERS.get(source.format)
-    if reader is None:
-        raise ValueError(f"{source.format!r} is no format; there are {', '.join(READERS)}.")
-    images = [source.images] if isinstance(source.images, str) else source.images
-    folders = PictureFolders(images or [path if path.is_dir() else path.parent])
+def rows_of(
+    source: DataSource, path: Path, note: Callable[[BadRow], None] = refuse, folders: PictureFolders | None = None
+) -> Iterator[Row]:
+    """The rows of one file of a source, one after the other; arguments and errors as of [`read_source`], and
+    `folders`: where pictures are looked for, by default in [`images_of`] the source."""
+    reader = reader_of(source, path)
+    folders = PictureFolders(images_of(source, path)) if folders is None else folders
     options = {name: getattr(source, name) for name in reader.options}
     for row in reader.read(path, folders, source.title, **options):
         if isinstance(row, BadRow):
             note(row)
         else:
             yield row
+
+
+def reader_of(source: DataSource, path: Path) -> Reader:
+    """What reads one file of a source.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is of no known format.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    reader = detect(path) if source.format == "auto" else READERS.get(source.format)
+    if reader is None:
+        raise ValueError(f"{source.format!r} is no format; there are {', '.join(READERS)}.")
+    return reader
+
+
+def images_of(source: DataSource, path: Path) -> list[str | Path]:
+    """The folders in which the pictures of one file of a source are looked for."""
+    images = [source.images] if isinstance(source.images, str) else source.images
+    return [*images] if images else [path if path.is_dir() else path.parent]
 
 
 def recognised(path: Path) -> Reader | None:

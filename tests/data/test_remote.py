@@ -9,10 +9,11 @@ import threading
 import fsspec
 import pytest
 
-from jminigpt4.data import files, remote
-from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture, stamps
+from jminigpt4.data import files, remote, table
+from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture, TablePicture, stamps
 from jminigpt4.data.readers import DataSource, read_source
 from jminigpt4.data.remote import RemotePath, data_path, is_url
+from jminigpt4.data.table import open_table
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_addresses_and_folders_are_looked_through_in_order(bucket, tmp_path):
     assert folders.find("c.png") == RemotePicture("memory://bucket/two/below/c.png")
     assert folders.find("below/c.png") == RemotePicture("memory://bucket/two/below/c.png")
     assert folders.find("d.png") == FilePicture(str(tmp_path / "d.png"))
-    assert folders.missing == {str(tmp_path / "d.png"): "d.png"}
+    assert folders.missing == {str(tmp_path / "d.png"): ("d.png",)}
 
 
 def test_coco_pictures_at_an_address_are_found_under_all_their_names(bucket):
@@ -210,12 +211,54 @@ def test_a_path_at_an_address(bucket):
         assert opened.read() == b"12"
 
 
-def test_a_table_opens_no_address_that_a_cell_names(bucket, tmp_path):
+def parquet(images: list) -> bytes:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "caption": ["犬"] * len(images)}), file, row_group_size=2)
+    return file.getvalue()
+
+
+def test_a_table_opens_no_address_that_a_cell_names(bucket):
     """A table's cells are a stranger's; only the user's own words open addresses."""
     bucket({"a.png": b"1"})
-    for name in ("memory://bucket/a.png", "https://host/a.png"):
+    names = ["memory://bucket/a.png", "https://host/a.png", "s3://bucket/a.png"]
+    bucket({"0.parquet": parquet([{"bytes": None, "path": name} for name in names])})
+    for number in range(3):
         with pytest.raises(OSError, match="No such file"):
-            files.read_picture_file(name)
+            TablePicture("memory://bucket/0.parquet", number, "image").read()
+
+
+def test_a_parquet_file_at_an_address_is_read_by_its_cells(bucket):
+    contents = [bytes([number]) for number in range(5)]
+    bucket({"tables/0.parquet": parquet([{"bytes": content, "path": None} for content in contents])})
+    for path in ("memory://bucket/tables/0.parquet", "memory://bucket/tables"):
+        pictures = [row.pictures[0] for row in read_source(DataSource(path))]
+        assert pictures == [TablePicture("memory://bucket/tables/0.parquet", row, "image") for row in range(5)]
+        assert [picture.read() for picture in pictures] == contents
+        assert stamps(pictures) == [remote.stamp("memory://bucket/tables/0.parquet")] * 5
+    bucket({"tables/0.parquet": parquet([{"bytes": b"other", "path": None}])})
+    assert pictures[0].read() == b"other"  # what was kept of the old file is not taken
+    with pytest.raises(OSError, match="has no row 3"):
+        pictures[3].read()
+
+
+def test_rows_at_an_address_are_indexed_once_and_anew_when_they_change(bucket, draw, tmp_path, monkeypatch):
+    draw(1).save(tmp_path / "1.png")
+    line = json.dumps({"image": "1.png", "caption": "犬"}) + "\n"
+    bucket({"set/rows.jsonl": line.encode(), "set/1.png": (tmp_path / "1.png").read_bytes()})
+    source = DataSource("memory://bucket/set/rows.jsonl", images=["memory://bucket/set", "memory://bucket/more"])
+    assert open_table(source)[0].pictures == (RemotePicture("memory://bucket/set/1.png"),)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "_build", lambda *_: pytest.fail("read again"))
+        assert len(open_table(source)) == 1
+    bucket({"set/rows.jsonl": (line * 2).encode()})
+    assert len(open_table(source)) == 2
+    bucket({"set/rows.jsonl": line.replace("1.png", "2.png").encode()})
+    assert open_table(source)[0].pictures == (RemotePicture("memory://bucket/set/2.png"),)  # nowhere
+    bucket({"more/2.png": b"2"})
+    assert open_table(source)[0].pictures == (RemotePicture("memory://bucket/more/2.png"),)
 
 
 def test_a_tar_at_an_address_is_indexed_and_its_members_are_read_by_ranges(bucket, tmp_path, draw, monkeypatch):

@@ -85,7 +85,7 @@ def test_the_driver_killed_and_started_again(cluster, driver, drawings, checkpoi
     wait_for_nobody()
     written, store = first.blocks(), opened(tmp_path / "ray", expected)
     missing = {picture.path for picture in store.missing(pictures)}
-    assert 3 <= len(written) and len(missing) == 400 - rows(tmp_path / "ray") > 0
+    assert len(written) >= 3 and len(missing) == 400 - rows(tmp_path / "ray") > 0
     for path in set(paths) - missing:
         size, time = FilePicture(path).stamp()
         with open(path, "wb") as file:

@@ -28,7 +28,7 @@ def pictures(tmp_path, draw) -> list[FilePicture]:
 
 @pytest.fixture
 def pipeline(checkpoint):
-    """`pipeline(folder, pictures, views)`: the store behind what Ray would run, numbers that were done, bad pictures."""
+    """`pipeline(folder, pictures, views)`: the store, numbers of pictures that were done, and bad ones."""
     pa = pytest.importorskip("pyarrow")
 
     def run(folder, pictures, views: int = 0, together: int = 5):
@@ -128,7 +128,9 @@ def test_the_command_says_what_it_needs(monkeypatch, captions, tmp_path):
         result = CliRunner().invoke(app, ["features", "nowhere", str(tmp_path / "cache"), str(captions), *options])
         return result.exception
 
-    assert "add `--engine ray`" in str(run("--address", "auto")) and "add `--engine ray`" in str(run("--encoders", "2"))
+    assert "add `--engine ray`" in str(run("--address", "auto")) and "add `--engine ray`" in str(
+        run("--encoders", "2")
+    )
     found = extras.importlib.util.find_spec
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
     missing = run("--engine", "ray")
