@@ -70,7 +70,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
     recipe: Recipe = "auto",
     images: Images = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder or URL of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
     changes: Changes = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
@@ -83,7 +83,7 @@ def train(
     report_to: Annotated[str, typer.Option(help="Where else metrics go: tensorboard, wandb …")] = "none",
     compare: Annotated[Path | None, typer.Option(help="Another run, whose curve is drawn beside this one's.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that prepare steps ahead. Default: what can be spared.")
+        int | None, typer.Option(min=0, help="Processes that decode and prepare ahead. Default: what can be spared.")
     ] = None,
 ):
     """Train the projection of a model, or more of it, on pictures and texts."""
@@ -113,7 +113,7 @@ def train(
 
 def features(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a jminigpt4 checkpoint.")],
-    cache: Annotated[str, typer.Argument(help="Folder of the query-feature cache, or its address, such as s3://…")],
+    cache: Annotated[str, typer.Argument(help="Folder or URL (s3://, gs:// …) of the query-feature cache.")],
     data: Data = None,
     images: Images = None,
     recipe: Recipe = "auto",
@@ -125,6 +125,9 @@ def features(
         str | None, typer.Option(help="float16, bfloat16 or float32: how features are stored. Default: the recipe's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 16,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode pictures. Default: what can be spared.")
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="local: this program's processes; ray: a Ray cluster.")
     ] = "local",
@@ -137,6 +140,7 @@ def features(
 ):
     """Compute the query features of pictures once, for any number of trainings by the same recipe."""
     from .distributed import init_processes
+    from .parts import check_options
     from .selection import CocoTwins
     from .sources import pictures_of, read_data
 
@@ -144,6 +148,8 @@ def features(
         raise ValueError("--address and --encoders are of a Ray cluster: add `--engine ray`.")
     if engine == "ray":
         require("scale", "ray")
+        if workers is not None:
+            raise ValueError("--workers is of one machine: on a Ray cluster all cores that are free decode.")
     state = init_processes()
     if engine == "ray" and state.num_processes > 1:
         raise ValueError("--engine ray is one program, without a launcher: Ray shares the work among its nodes.")
@@ -152,20 +158,23 @@ def features(
         chosen = chosen.with_(augmentation=views != 0, views=views or 1)
     if dtype is not None:
         chosen = chosen.with_(cache_dtype=dtype)
+    check_options(chosen, cache, None)
     pictures = pictures_of(read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins)))
     if engine == "ray":
         from .ray_features import Job, fill_on_ray
 
         store, bad = fill_on_ray(Job(model, cache, chosen, batch_size), pictures, address, encoders)
     else:
-        store, bad = _fill_here(model, cache, chosen, batch_size, pictures, state)
+        store, bad = _fill_here(model, cache, chosen, batch_size, pictures, state, workers)
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)
         typer.echo(f"{len(store):,} pictures in {cache}; {len(bad):,} bad")
 
 
-def _fill_here(model: str, folder: str, recipe: Any, batch_size: int, pictures: Any, state: Any) -> tuple[Any, list]:
+def _fill_here(
+    model: str, folder: str, recipe: Any, batch_size: int, pictures: Any, state: Any, workers: int | None
+) -> tuple[Any, list]:
     """The cache, filled by this program's processes, and the pictures that cannot be read."""
     from .features import FeatureCache, PictureEncoder, fill_together
     from .frozen import load_model
@@ -173,7 +182,7 @@ def _fill_here(model: str, folder: str, recipe: Any, batch_size: int, pictures: 
     loaded, processor = load_model(model, None, recipe)
     encoder = PictureEncoder(loaded.to(state.device), processor, recipe.cached_views, batch_size)
     cache = FeatureCache(folder, encoder, recipe.cache_dtype)
-    return cache, fill_together(cache, pictures, state)
+    return cache, fill_together(cache, pictures, state, workers=workers)
 
 
 def data(

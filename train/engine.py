@@ -97,7 +97,7 @@ def train(
         recipe: A [`Recipe`], the name of one, or a YAML file; by default `auto`, whose numbers follow from the size of
             the data.
         processor: The processor of a loaded model.
-        cache: Folder of the query-feature cache; without one, pictures are encoded once a step.
+        cache: Folder or URL of the query-feature cache; without one, pictures are encoded once a step.
         projection: A projection to begin with: a file, or the output folder of another run (stage 2 after stage 1).
         resume: Whether to go on where an earlier run in `output` stopped; off, its checkpoints are an error.
         max_steps: Stop after so many optimiser steps.
@@ -107,7 +107,8 @@ def train(
             samples with their pictures as well.
         compare: Output folder of another run, whose curves are drawn beside this one's in `learning_curve.png`.
         progress: Whether to show progress bars.
-        workers: Processes that prepare steps ahead; `None`: as many as the machine can spare, see [`spare_workers`].
+        workers: Processes that decode pictures for a cache, or prepare steps ahead; `None`: as many as the machine can
+            spare, see [`spare_workers`].
         changes: Values of the recipe to change, such as `epochs=1`.
 
     Returns:
@@ -131,7 +132,7 @@ def train(
     recipe = _recipe(recipe, **changes)
     if export is not None:
         check_exportable(model, recipe)
-    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress)
+    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, workers=workers)
     run.beside = other
     result = run.train(Path(output), resume, report_to, progress, workers)
     if overfit is not None:
@@ -168,11 +169,10 @@ def dry_run(
         pace, `cache_hours` of features that are not in the cache; `disk_gb` and `free_disk_gb`; and `advice`,
         sentences that say what to change.
     """
-    stored = None if cache is None else Path(cache)
     run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
     with fitting_in_memory(run.recipe):
-        plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
-    return plan | {"advice": advice(run, plan, stored)}
+        plan = run.dry_run(cache, Path(output), None if export is None else Path(export))
+    return plan | {"advice": advice(run, plan, cache)}
 
 
 def _prepare(
@@ -186,6 +186,7 @@ def _prepare(
     overfit: int | None = None,
     progress: bool = True,
     fill: bool = True,
+    workers: int | None = None,
     **changes: Any,
 ) -> "Run":
     """All that comes before the first step; arguments as of `train`, and `fill`: off, steps encode their pictures even
@@ -215,7 +216,7 @@ def _prepare(
     pictures: PictureEncoder | FeatureCache = encoder
     if cache is not None and fill:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
-        sources = fill_cache(pictures, sources, bad, state, progress)
+        sources = fill_cache(pictures, sources, bad, state, progress, workers)
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
     return run
@@ -550,7 +551,7 @@ class Run:
                 "train longer."
             )
 
-    def dry_run(self, cache: Path | None, output: Path, export: Path | None) -> dict[str, Any]:
+    def dry_run(self, cache: str | os.PathLike | None, output: Path, export: Path | None) -> dict[str, Any]:
         """See the function [`dry_run`]."""
         self._note_warmup()
         self._prove_packing()

@@ -274,8 +274,16 @@ class FeatureCache:
                 if len(block.entries) >= pictures_per_file or len(block.known) >= BLOCKS_OF_NAMES * pictures_per_file:
                     block.write(self.store)
                     block = self._new_block()
+                    if self.store.has_grown:
+                        self._take_stock(rank == 0)
             block.write(self.store)
         return bad
+
+    def _take_stock(self, first: bool):
+        """Lets go of keys that the index has by now; the first process writes it."""
+        self.store.refresh()
+        if first:
+            self.store.consolidate()
 
     def _new_block(self) -> _Block:
         return _Block(self.encoder, DTYPES[self.dtype])

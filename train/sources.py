@@ -166,14 +166,19 @@ def pictures_of(sources: list[SourceData]) -> Iterator[Picture]:
 
 
 def fill_cache(
-    cache: FeatureCache, sources: list[SourceData], policy: BadPictures, state: PartialState, progress: bool
+    cache: FeatureCache,
+    sources: list[SourceData],
+    policy: BadPictures,
+    state: PartialState,
+    progress: bool,
+    workers: int | None = None,
 ) -> list[SourceData]:
     """Computes missing features, every process its share, and leaves out the groups whose pictures are bad.
 
     Raises:
         ValueError: Too many pictures are bad, or all of a source.
     """
-    bad = fill_together(cache, pictures_of(sources), state, progress, policy.note)
+    bad = fill_together(cache, pictures_of(sources), state, progress, policy.note, workers)
     for each in bad:
         policy.note(each)
     return without_pictures_called({each.name for each in bad}, sources) if bad else sources
