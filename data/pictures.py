@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeGuard
 from unicodedata import normalize
 from urllib.request import url2pathname
 
@@ -147,12 +148,25 @@ Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
 
 
 def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
-    """The stamp of each picture; `None` where it is not there. Object storage is asked for many at once: an answer
-    takes it tens of milliseconds."""
-    if not any(is_url(getattr(picture, "path", "")) for picture in pictures):
+    """The stamp of each picture; `None` where it is not there. Object storage is asked once for each file, and for many
+    at once: an answer takes it tens of milliseconds."""
+    urls = list({picture.path for picture in pictures if _is_remote(picture)})
+    if not urls:
         return list(map(_stamp, pictures))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        return list(threads.map(_stamp, pictures))
+        files = dict(zip(urls, threads.map(_stamp, map(RemotePicture, urls)), strict=True))
+    return [_of_part(picture, files[picture.path]) if _is_remote(picture) else _stamp(picture) for picture in pictures]
+
+
+def _is_remote(picture: Picture) -> TypeGuard[RemotePicture | TablePicture]:
+    return not isinstance(picture, MemoryPicture) and is_url(picture.path)
+
+
+def _of_part(picture: RemotePicture | TablePicture, file: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The stamp of a picture from that of its file."""
+    if file is None or isinstance(picture, TablePicture) or picture.size is None:
+        return file
+    return picture.size, file[1]
 
 
 def _stamp(picture: Picture) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 environment takes 450 MB."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ def bucket(environment):
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
