@@ -148,8 +148,8 @@ Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
 
 
 def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
-    """The stamp of each picture; `None` where it is not there. Object storage is asked once for each file, and for many
-    at once: an answer takes it tens of milliseconds."""
+    """The stamp of each picture; `None` where it is not there. Object storage is asked once for each file, and for
+    many at once: an answer takes it tens of milliseconds."""
     urls = list({picture.path for picture in pictures if _is_remote(picture)})
     if not urls:
         return list(map(_stamp, pictures))
@@ -159,7 +159,7 @@ def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
 
 
 def _is_remote(picture: Picture) -> TypeGuard[RemotePicture | TablePicture]:
-    return not isinstance(picture, MemoryPicture) and is_url(picture.path)
+    return isinstance(picture, RemotePicture) or (isinstance(picture, TablePicture) and is_url(picture.path))
 
 
 def _of_part(picture: RemotePicture | TablePicture, file: tuple[int, int] | None) -> tuple[int, int] | None:

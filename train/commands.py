@@ -142,7 +142,7 @@ def features(
     from .distributed import init_processes
     from .parts import check_options
     from .selection import CocoTwins
-    from .sources import pictures_of, read_data
+    from .sources import most_pictures, pictures_of, read_data
 
     if engine == "local" and (address or encoders):
         raise ValueError("--address and --encoders are of a Ray cluster: add `--engine ray`.")
@@ -159,30 +159,24 @@ def features(
     if dtype is not None:
         chosen = chosen.with_(cache_dtype=dtype)
     check_options(chosen, cache, None)
-    pictures = pictures_of(read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins)))
+    sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
+    pictures, total = pictures_of(sources), most_pictures(sources)
     if engine == "ray":
         from .ray_features import Job, fill_on_ray
 
-        store, bad = fill_on_ray(Job(model, cache, chosen, batch_size), pictures, address, encoders)
+        store, bad = fill_on_ray(Job(model, cache, chosen, batch_size), pictures, address, encoders, total=total)
     else:
-        store, bad = _fill_here(model, cache, chosen, batch_size, pictures, state, workers)
+        from .features import FeatureCache, PictureEncoder, fill_together
+        from .frozen import load_model
+
+        loaded, processor = load_model(model, None, chosen)
+        encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
+        store = FeatureCache(cache, encoder, chosen.cache_dtype)
+        bad = fill_together(store, pictures, state, workers=workers, total=total)
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)
         typer.echo(f"{len(store):,} pictures in {cache}; {len(bad):,} bad")
-
-
-def _fill_here(
-    model: str, folder: str, recipe: Any, batch_size: int, pictures: Any, state: Any, workers: int | None
-) -> tuple[Any, list]:
-    """The cache, filled by this program's processes, and the pictures that cannot be read."""
-    from .features import FeatureCache, PictureEncoder, fill_together
-    from .frozen import load_model
-
-    loaded, processor = load_model(model, None, recipe)
-    encoder = PictureEncoder(loaded.to(state.device), processor, recipe.cached_views, batch_size)
-    cache = FeatureCache(folder, encoder, recipe.cache_dtype)
-    return cache, fill_together(cache, pictures, state, workers=workers)
 
 
 def data(

@@ -240,6 +240,7 @@ class FeatureCache:
         progress: bool = True,
         watch: Callable[[BadPicture], None] | None = None,
         workers: int = 0,
+        total: int | None = None,
     ) -> list[BadPicture]:
         """Computes what is missing, and returns the pictures that cannot be read.
 
@@ -250,11 +251,13 @@ class FeatureCache:
             progress: Whether to show a progress bar.
             watch: Called with each bad picture as it is met; may raise to stop.
             workers: Processes that read and decode pictures for the encoder. The features are the same to the bit.
+            total: How many pictures there are, where `pictures` is no list, for the progress bar.
         """
         self.store.refresh()
         bad: list[BadPicture] = []
-        total = len(range(rank, len(pictures), world)) if isinstance(pictures, Sized) else None
-        with tqdm(total=total, desc="query features", unit="picture", disable=not progress, delay=1) as bar:
+        total = len(pictures) if isinstance(pictures, Sized) else total
+        share = None if total is None else len(range(rank, total, world))
+        with tqdm(total=share, desc="query features", unit="picture", disable=not progress, delay=1) as bar:
             missing = self.missing(_counted(islice(pictures, rank, None, world), bar))
             block = self._new_block()
             for each in self._decoded(missing, workers):
@@ -325,6 +328,7 @@ def fill_together(
     progress: bool = True,
     watch: Callable[[BadPicture], None] | None = None,
     workers: int | None = None,
+    total: int | None = None,
 ) -> list[BadPicture]:
     """Computes what a cache misses, every process of the group its share, and returns the bad pictures of all.
 
@@ -335,6 +339,7 @@ def fill_together(
         progress: Whether the first process shows a progress bar.
         workers: Processes that decode for each of these; `None`: as many as the machine can spare, see
             [`spare_workers`].
+        total: As of [`FeatureCache.fill`].
     """
     first, store = state.is_main_process, cache.store
     if first:
@@ -342,9 +347,8 @@ def fill_together(
     state.wait_for_everyone()  # what another process has just begun is not to be taken for a leftover
     if workers is None:
         workers = spare_workers(cache.encoder.model.device, processes_here())
-    bad = cache.fill(
-        pictures, state.process_index, state.num_processes, progress=progress and first, watch=watch, workers=workers
-    )
+    share = state.process_index, state.num_processes
+    bad = cache.fill(pictures, *share, progress=progress and first, watch=watch, workers=workers, total=total)
     bad = from_all(bad)  # every process has written its files by then
     store.refresh()
     if first:

@@ -75,6 +75,7 @@ def fill_on_ray(
     encoders: int | None = None,
     pictures_per_block: int = PICTURES_A_BLOCK,
     progress: bool = True,
+    total: int | None = None,
 ) -> tuple[FeatureStore, list[BadPicture]]:
     """Computes what a store misses on a Ray cluster.
 
@@ -85,6 +86,7 @@ def fill_on_ray(
         encoders: Number of actors that encode; by default one a GPU, and without GPUs one a node.
         pictures_per_block: About how many go into one block.
         progress: Whether to show a progress bar.
+        total: How many pictures there are at most, for the bar.
 
     Returns:
         The store, and the pictures that cannot be read.
@@ -105,7 +107,7 @@ def fill_on_ray(
         store.files.remove_unfinished()
         bad: list[BadPicture] = []
         remaining = iter(pictures)
-        with tqdm(desc="query features", unit="picture", disable=not progress) as bar:
+        with tqdm(total=total, desc="query features", unit="picture", disable=not progress) as bar:
             while part := list(islice(remaining, PART)):
                 for done, found in _results(job, store, encoder, part, pictures_per_block, size, resources):
                     bar.update(done)

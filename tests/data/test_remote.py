@@ -287,5 +287,7 @@ def test_stamps_are_asked_for_many_at_once_and_keep_their_order(bucket, tmp_path
     asked, info = threading.Barrier(32, timeout=20), remote.stamp
     monkeypatch.setattr("jminigpt4.data.pictures.stamp", lambda url: asked.wait() >= 0 and info(url))
     pictures = [RemotePicture(f"memory://bucket/{number}.png") for number in range(32)]
-    found = stamps([FilePicture(str(tmp_path / "a.png")), *pictures, FilePicture("\0")])
-    assert [each and each[0] for each in found] == [1, *range(1, 33), None]
+    parts = [RemotePicture("memory://bucket/5.png", number, 2) for number in range(9)]
+    found = stamps([FilePicture(str(tmp_path / "a.png")), *pictures, *parts, FilePicture("\0")])
+    assert [each and each[0] for each in found] == [1, *range(1, 33), *[2] * 9, None]
+    assert found[33:42] == [(2, found[6][1])] * 9  # a 33rd request would have waited for 31 others

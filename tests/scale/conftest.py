@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def pytest_collection_modifyitems(items):
 def environment():
     """What Ray's processes are told: as little of the machine as they can do with."""
     given = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    given |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_raylet_start_wait_time_s": "120"}
+    given |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in given.items():
             patch.setenv(name, value)
@@ -76,7 +77,15 @@ def cluster(bucket):
     """A cluster of one node, to which a test may add others; its processes know the bucket."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster = Cluster()
+    for _ in range(2):  # Ray gives a node 30 seconds, which may be too few for the first one on a busy machine
+        with suppress(Exception):
+            cluster.add_node(**NODE, include_dashboard=False)
+            break
+        cluster.shutdown()
+        cluster = Cluster()
+    else:
+        cluster.add_node(**NODE, include_dashboard=False)
     yield cluster
     cluster.shutdown()
 
