@@ -81,9 +81,11 @@ setup(
         "transformers>=5.19,<6",
         "typer>=0.12",
     ],
-    # llama-cpp-python compiles llama.cpp while it is installed, and vLLM pins its own torch: developers choose.
+    # Ray is 80 MB and brings servers along, llama-cpp-python compiles llama.cpp while it is installed, and vLLM pins
+    # its own torch: developers choose.
     extras_require={
         **EXTRAS,
+        "scale": ["aiohttp", "gcsfs", "ray[data]>=2.50", "s3fs"],
         "llama": ["llama-cpp-python>=0.3.36"],
         "vllm": ["vllm>=0.32,<0.33"],
         "dev": sorted({*DEV, *(needed for extra in EXTRAS.values() for needed in extra)}),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .files import open_regular
+from .remote import RemotePath
 
 MAX_LINE = 1 << 24  # bytes of a line
 HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -161,5 +162,9 @@ def begins_with(path: Path, opening: str, key: str = "") -> bool:
 
 def mentions(path: Path, *keys: str) -> bool:
     """Whether all the keys stand somewhere in a file. Parsing hundreds of MB is left to the reader."""
+    if isinstance(path, RemotePath):
+        with open_regular(path) as file:
+            read = file.read()
+        return all(f'"{key}"'.encode() in read for key in keys)
     with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return all(content.find(f'"{key}"'.encode()) >= 0 for key in keys)
