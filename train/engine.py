@@ -99,7 +99,7 @@ def train(
         recipe: A [`Recipe`], the name of one, or a YAML file; by default `auto`, whose numbers follow from the size of
             the data.
         processor: The processor of a loaded model.
-        cache: Folder of the query-feature cache; without one, pictures are encoded once a step.
+        cache: Folder or URL of the query-feature cache; without one, pictures are encoded once a step.
         projection: A projection to begin with: a file, or the output folder of another run (stage 2 after stage 1).
         resume: Whether to go on where an earlier run in `output` stopped; off, its checkpoints are an error.
         max_steps: Stop after so many optimiser steps.
@@ -109,7 +109,8 @@ def train(
             samples with their pictures as well.
         compare: Output folder of another run, whose curves are drawn beside this one's in `learning_curve.png`.
         progress: Whether to show progress bars.
-        workers: Processes that prepare steps ahead; `None`: as many as the machine can spare, see [`spare_workers`].
+        workers: Processes that decode pictures for a cache, or prepare steps ahead; `None`: as many as the machine can
+            spare, see [`spare_workers`].
         changes: Values of the recipe to change, such as `epochs=1`.
 
     Returns:
@@ -133,7 +134,8 @@ def train(
     recipe = _recipe(recipe, **changes)
     if export is not None:
         check_exportable(model, recipe)
-    run = _prepare(model, data, recipe, processor, cache, projection, max_steps, overfit, progress, Path(output))
+    given = (model, data, recipe, processor, cache, projection, max_steps, overfit, progress)
+    run = _prepare(*given, output=Path(output), workers=workers)
     run.beside = other
     with run.held:
         result = run.train(Path(output), resume, report_to, progress, workers)
@@ -171,11 +173,10 @@ def dry_run(
         pace, `cache_hours` of features that are not in the cache; `disk_gb` and `free_disk_gb`; and `advice`,
         sentences that say what to change.
     """
-    stored = None if cache is None else Path(cache)
     run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
     with run.held, fitting_in_memory(run.recipe):
-        plan = run.dry_run(stored, Path(output), None if export is None else Path(export))
-    return plan | {"advice": advice(run, plan, stored)}
+        plan = run.dry_run(cache, Path(output), None if export is None else Path(export))
+    return plan | {"advice": advice(run, plan, cache)}
 
 
 def _prepare(*arguments: Any, **named: Any) -> "Run":
@@ -199,6 +200,7 @@ def _prepared(
     progress: bool = True,
     output: Path | None = None,
     fill: bool = True,
+    workers: int | None = None,
     **changes: Any,
 ) -> "Run":
     """All that comes before the first step; arguments as of `train`, and `fill`: off, steps encode their pictures even
@@ -237,7 +239,7 @@ def _prepared(
     pictures: PictureEncoder | FeatureCache = encoder
     if cache is not None and fill:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
-        sources = fill_cache(pictures, sources, bad, state, progress)
+        sources = fill_cache(pictures, sources, bad, state, progress, workers)
     run = Run(model, processor, sources, encoder, pictures, recipe, bad, state, max_steps, None if overfit else stream)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(run.loss, [f"model.{name}" for name in spread])
     return run
@@ -315,7 +317,7 @@ class Run:
         self.validation = self._validation()
         self.description = describe_run(order, recipe, sources, isinstance(pictures, FeatureCache))
 
-    def _dataset(self, groups: list, order: SampleOrder, recipe: Recipe, steps: int) -> StepDataset:
+    def _dataset(self, groups: list, order: Any, recipe: Recipe, steps: int) -> StepDataset:
         return StepDataset(
             groups,
             order,
@@ -573,7 +575,7 @@ class Run:
                 "train longer."
             )
 
-    def dry_run(self, cache: Path | None, output: Path, export: Path | None) -> dict[str, Any]:
+    def dry_run(self, cache: str | os.PathLike | None, output: Path, export: Path | None) -> dict[str, Any]:
         """See the function [`dry_run`]."""
         self._note_warmup()
         self._begin(None)

@@ -28,16 +28,17 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import DTYPES, dtype_named
-from ..data.pictures import Picture
+from ..data.pictures import Picture, stamps
 from . import old_features
 from .feature_index import HEADER, Index, MappedIndex, parsed_header, safetensors_header, write_index
-from .fingerprint import identity, settle
+from .fingerprint import identity, settle, write_fingerprint
 from .store_files import Range, files_of
 
 BLOCK, INDEX = "block-", "index-"
 CHECKSUM = 4  # bytes behind the features of a view
 # Blocks that are in no index: each process reads their keys when it opens the store, and keeps them in memory.
 SCATTERED = 16
+GROWN = 1000  # so many while the store is filled: a million pictures, 56 MB of keys
 ASKED_AT_ONCE = 1024
 
 
@@ -102,7 +103,7 @@ class FeatureStore:
         self._bytes = int(np.prod(self.shape)) * DTYPES[dtype].itemsize
         self._identity = identity(fingerprint)
         self.files = files_of(folder)
-        settle(self.files, self.folder, fingerprint)
+        self._older = settle(self.files, self.folder, fingerprint)
         self._old = old_features.OldFiles(self.files, self.shape, views, self._bytes)
         self._start_anew()
         self.refresh()
@@ -213,11 +214,11 @@ class FeatureStore:
     def _find(self, pictures: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray]:
         keys = np.zeros((len(pictures), 16), np.uint8)
         there = np.ones(len(pictures), bool)
-        for number, picture in enumerate(pictures):
-            try:
-                keys[number] = np.frombuffer(picture_key(picture.name, *picture.stamp()), np.uint8)
-            except OSError:
+        for number, (picture, stamp) in enumerate(zip(pictures, stamps(pictures), strict=True)):
+            if stamp is None:
                 there[number] = False
+            else:
+                keys[number] = np.frombuffer(picture_key(picture.name, *stamp), np.uint8)
         places, tags = self._index.find(keys, pictures=True)
         places[~there] = -1
         return places, tags
@@ -384,7 +385,11 @@ class FeatureStore:
         return f"{said}: {kept}. Started again, the run encodes its pictures anew, as `jminigpt4 features` does."
 
     def consolidate(self):
-        """Writes one index of all blocks if many are in none: a store opens at once then, whatever its size."""
+        """Writes one index of all blocks if many are in none: a store opens at once then, whatever its size. The
+        fingerprint of an older version is completed."""
+        if self._older:
+            write_fingerprint(self.files, self.fingerprint)
+            self._older = False
         if len(self._taken) <= SCATTERED:
             return
         name = f"{INDEX}{_hash(*(self._index.name(number).encode() for number in range(len(self._index.gone))))}"
@@ -394,6 +399,13 @@ class FeatureStore:
         for older in self._indexed - {name}:
             self.files.remove(older)
         self.refresh()
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether so much was written since the index was made that the keys are many to be held in memory; as a share
+        of the index, so that it is not written too often."""
+        mapped = self._index.mapped
+        return len(self._taken) >= max(GROWN, 0 if mapped is None else len(mapped.files) // 4)
 
     @property
     def unchecked(self) -> int:

@@ -83,6 +83,13 @@ class PictureEncoder:
             ]
         return torch.cat(parts)
 
+    def encode_alike(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As [`encode`], always `batch_size` pictures at a time, the last ones beside zeros: how many are computed
+        together changes the last bits of their features, which ones does not."""
+        short = -len(pixel_values) % self.batch_size
+        padded = torch.cat([pixel_values, pixel_values.new_zeros((short, *pixel_values.shape[1:]))])
+        return self.encode(padded)[: len(pixel_values)]
+
     def features(self, query_features: torch.Tensor | None, pixel_values: torch.Tensor | None) -> torch.Tensor | None:
         """Query features of a step's pictures on the model's device: taken from a cache, or encoded now."""
         if pixel_values is not None:
@@ -181,7 +188,7 @@ class _Block:
 
     def _encode(self):
         batch, self.waiting = self.waiting[: self.encoder.batch_size], self.waiting[self.encoder.batch_size :]
-        self.encoded.append(self.encoder.encode(torch.stack(batch)).to("cpu", self.dtype))
+        self.encoded.append(self.encoder.encode_alike(torch.stack(batch)).to("cpu", self.dtype))
 
     def write(self, store: FeatureStore):
         """All of them into the store."""
@@ -233,6 +240,7 @@ class FeatureCache:
         progress: bool = True,
         watch: Callable[[BadPicture], None] | None = None,
         workers: int = 0,
+        total: int | None = None,
     ) -> list[BadPicture]:
         """Computes what is missing, and returns the pictures that cannot be read.
 
@@ -243,11 +251,13 @@ class FeatureCache:
             progress: Whether to show a progress bar.
             watch: Called with each bad picture as it is met; may raise to stop.
             workers: Processes that read and decode pictures for the encoder. The features are the same to the bit.
+            total: How many pictures there are, where `pictures` is no list, for the progress bar.
         """
         self.store.refresh()
         bad: list[BadPicture] = []
-        total = len(range(rank, len(pictures), world)) if isinstance(pictures, Sized) else None
-        with tqdm(total=total, desc="query features", unit="picture", disable=not progress, delay=1) as bar:
+        total = len(pictures) if isinstance(pictures, Sized) else total
+        share = None if total is None else len(range(rank, total, world))
+        with tqdm(total=share, desc="query features", unit="picture", disable=not progress, delay=1) as bar:
             missing = self.missing(_counted(islice(pictures, rank, None, world), bar))
             block = self._new_block()
             for each in self._decoded(missing, workers):
@@ -267,8 +277,16 @@ class FeatureCache:
                 if len(block.entries) >= pictures_per_file or len(block.known) >= BLOCKS_OF_NAMES * pictures_per_file:
                     block.write(self.store)
                     block = self._new_block()
+                    if self.store.has_grown:
+                        self._take_stock(rank == 0)
             block.write(self.store)
         return bad
+
+    def _take_stock(self, first: bool):
+        """Lets go of keys that the index has by now; the first process writes it."""
+        self.store.refresh()
+        if first:
+            self.store.consolidate()
 
     def _new_block(self) -> _Block:
         return _Block(self.encoder, DTYPES[self.dtype])
@@ -310,6 +328,7 @@ def fill_together(
     progress: bool = True,
     watch: Callable[[BadPicture], None] | None = None,
     workers: int | None = None,
+    total: int | None = None,
 ) -> list[BadPicture]:
     """Computes what a cache misses, every process of the group its share, and returns the bad pictures of all.
 
@@ -320,6 +339,7 @@ def fill_together(
         progress: Whether the first process shows a progress bar.
         workers: Processes that decode for each of these; `None`: as many as the machine can spare, see
             [`spare_workers`].
+        total: As of [`FeatureCache.fill`].
     """
     first, store = state.is_main_process, cache.store
     if first:
@@ -327,9 +347,8 @@ def fill_together(
     state.wait_for_everyone()  # what another process has just begun is not to be taken for a leftover
     if workers is None:
         workers = spare_workers(cache.encoder.model.device, processes_here())
-    bad = cache.fill(
-        pictures, state.process_index, state.num_processes, progress=progress and first, watch=watch, workers=workers
-    )
+    share = state.process_index, state.num_processes
+    bad = cache.fill(pictures, *share, progress=progress and first, watch=watch, workers=workers, total=total)
     bad = from_all(bad)  # every process has written its files by then
     store.refresh()
     if first:

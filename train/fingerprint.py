@@ -126,8 +126,10 @@ def read_fingerprint(files: Any, folder: str) -> dict[str, Any] | None:
     return None
 
 
-def settle(files: Any, folder: str, wanted: dict[str, Any]):
+def settle(files: Any, folder: str, wanted: dict[str, Any]) -> bool:
     """Compares a store's fingerprint with the one that is wanted, and writes it where there is none.
+
+    Returns whether it is an older version's, which lacks what this one compares by; see [`write_fingerprint`].
 
     Args:
         files: The store's files.
@@ -140,9 +142,14 @@ def settle(files: Any, folder: str, wanted: dict[str, Any]):
     stored = read_fingerprint(files, folder)
     if stored is not None and (different := _different(stored, wanted)):
         raise ValueError(_refusal(folder, different, stored, wanted))
-    if stored is None or is_older(stored):
-        text = json.dumps({**(stored or {}), **wanted}, indent=2, ensure_ascii=False)
-        files.write(FINGERPRINT, [text.encode()])
+    if stored is None:
+        write_fingerprint(files, wanted)
+    return is_older(stored)
+
+
+def write_fingerprint(files: Any, fingerprint: dict[str, Any]):
+    """Puts down what the features of a store were computed with."""
+    files.write(FINGERPRINT, [json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()])
 
 
 def _different(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 change where that is absurd."""
 
 import copy
+import os
 import shutil
 import time
 from collections.abc import Generator, Iterator
@@ -24,6 +25,7 @@ from .sharding import passes
 from .sizing import sized
 from .sources import pictures_of
 from .steps import Step
+from .store_files import files_of
 
 SECONDS = 20  # after which no further picture is encoded and no further pack computed
 DAY = 24.0  # hours: what takes longer is worth a word
@@ -60,7 +62,7 @@ def repetition(recipe: Recipe, steps: int, pictures: float) -> str:
     )
 
 
-def measure(run: Any, cache: Path | None, output: Path, export: Path | None) -> dict[str, Any]:
+def measure(run: Any, cache: str | os.PathLike | None, output: Path, export: Path | None) -> dict[str, Any]:
     """A step of a run, forward and backward, as far as `SECONDS` reach; the rest is scaled up by pictures and tokens.
 
     Args:
@@ -114,11 +116,11 @@ def measure(run: Any, cache: Path | None, output: Path, export: Path | None) -> 
     }
 
 
-def _missing(run: Any, cache: Path) -> int:
+def _missing(run: Any, cache: str | os.PathLike) -> int:
     """How many views of pictures are not in the cache."""
     pictures = pictures_of(run.sources)
     views = run.recipe.cached_views or 1
-    if not (cache / FINGERPRINT).is_file():
+    if FINGERPRINT not in files_of(cache).names():
         return views * sum(1 for _ in pictures)
     held = FeatureCache(cache, run.encoder, run.recipe.cache_dtype)
     return views * sum(1 for _ in held.missing(pictures))
@@ -207,7 +209,7 @@ def _memory_gb(device: torch.device) -> float:
     return psutil.virtual_memory().total / 1e9
 
 
-def _disk_gb(run: Any, cache: Path | None, views: int, export: Path | None) -> float:
+def _disk_gb(run: Any, cache: str | os.PathLike | None, views: int, export: Path | None) -> float:
     """Checkpoints, with two numbers of the optimiser for each that learns; features; and at most a whole model."""
     learning = sum(each.numel() for each in run.model.parameters() if each.requires_grad)
     size = 4 * learning * (1 + 3 * (run.recipe.keep_checkpoints + 1))
@@ -224,7 +226,7 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def advice(run: Any, plan: dict[str, Any], cache: Path | None) -> list[str]:
+def advice(run: Any, plan: dict[str, Any], cache: str | os.PathLike | None) -> list[str]:
     """What to change, a sentence each; nothing where the run is reasonable."""
     said = []
     pictures = run.size

@@ -12,6 +12,7 @@ from .features import BadPicture
 from .order import SampleOrder
 from .recipe import Recipe
 from .sources import SourceData
+from .windows import StreamOrder
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -65,7 +66,9 @@ class _Position(BaseModel):
     global_step: int
 
 
-def describe_run(order: SampleOrder, recipe: Recipe, sources: list[SourceData], cached: bool) -> RunDescription:
+def describe_run(
+    order: SampleOrder | StreamOrder, recipe: Recipe, sources: list[SourceData], cached: bool
+) -> RunDescription:
     """The description of a run that has met no bad picture."""
     values = {name: value for name, value in recipe.values().items() if name not in MAY_CHANGE}
     rows = {f"rows of source {number}": digest(source) for number, source in enumerate(sources, 1)}

@@ -184,15 +184,26 @@ def pictures_of(sources: list[SourceData]) -> Iterator[Picture]:
     return distinct_pictures(groups for source in sources for groups in (source.training, source.validation))
 
 
+def most_pictures(sources: list[SourceData]) -> int:
+    """The most pictures that there can be: one of several sources counts in each, one of a row left out as well."""
+    return sum(source.training.grouping.meta["pictures"] for source in sources)
+
+
 def fill_cache(
-    cache: FeatureCache, sources: list[SourceData], policy: BadPictures, state: PartialState, progress: bool
+    cache: FeatureCache,
+    sources: list[SourceData],
+    policy: BadPictures,
+    state: PartialState,
+    progress: bool,
+    workers: int | None = None,
 ) -> list[SourceData]:
     """Computes missing features, every process its share, and leaves out the groups whose pictures are bad.
 
     Raises:
         ValueError: Too many pictures are bad, or all of a source.
     """
-    bad = fill_together(cache, pictures_of(sources), state, progress, policy.note)
+    total = most_pictures(sources)
+    bad = fill_together(cache, pictures_of(sources), state, progress, policy.note, workers, total)
     for each in bad:
         policy.note(each)
     return without_pictures_called({each.name for each in bad}, sources) if bad else sources

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
 from tqdm import tqdm
@@ -32,7 +32,6 @@ from .windows import LEDGER, ShardPlan, StreamOrder, Window, Windows, begin_at, 
 
 BAD_ROWS = "bad_rows.jsonl"
 FIRST = 0  # the window that a run looks at before anything is learnt, and validates with
-Result = TypeVar("Result")
 
 
 def streamed(data: Any, recipe: Recipe, cache: Any, max_steps: int | None) -> list[DataSource]:
@@ -123,7 +122,7 @@ class Stream:
         self._ahead: FetchAhead | None = None
         self._entered = -1
 
-    def _done_by(self, mine: bool, work: Callable[[], Result]) -> Result | None:
+    def _done_by(self, mine: bool, work: Callable[[], Any]) -> Any:
         """What some processes do while the others wait; all stop where one fails."""
         result, error = None, None
         if mine:

@@ -13,6 +13,7 @@ from jminigpt4.checkpoint import read_projection, verify_manifest
 from jminigpt4.convert.commands import convert
 from jminigpt4.train.commands import data, features, train
 from jminigpt4.train.metrics import read_metrics
+from jminigpt4.train.recipe import RECIPES
 
 app = Typer(pretty_exceptions_enable=False)
 for verb in (convert, data, features, train):
@@ -80,20 +81,52 @@ def test_features_then_train_then_export(model_folder, captions, tmp_path):
         run(*arguments, "--export", tmp_path / "out")
 
 
-SMALL = ["steps_per_epoch=null", "epochs=1", "warmup_steps=1", "pictures_per_step=4", "log_steps=1"]
+SMALL = ["steps_per_epoch=null", "epochs=1", "warmup_steps=1", "pictures_per_step=4", "log_steps=1", "validation=0"]
 SMALL = [part for setting in SMALL for part in ("--set", setting)]
 
 
-@pytest.mark.parametrize(
-    "settings", [[], ["--recipe", "stage2"], ["--set", "augmentation=false"], ["--set", "dtype=bfloat16"]], ids=str
-)
+SETTINGS = [[], *(["--recipe", path.stem] for path in sorted(RECIPES.glob("*.yaml")))]
+SETTINGS += [["--set", "augmentation=false"], ["--set", "dtype=bfloat16"], ["--recipe", "stage1", "--set", "views=2"]]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_features_and_train_agree_by_recipe(model_folder, captions, tmp_path, settings):
-    """With the defaults of both, and with the same settings given to both: nothing is left to encode."""
+    """With the defaults of both, every recipe, and the same settings given to both: nothing is left to encode."""
     assert "8 pictures" in run("features", model_folder, tmp_path / "cache", captions, *settings)
     files = sorted((tmp_path / "cache").iterdir())
     arguments = ["train", model_folder, captions, "--output", tmp_path / "run", "--cache", tmp_path / "cache"]
     assert "2 steps, loss" in run(*arguments, *settings, *SMALL)
     assert sorted((tmp_path / "cache").iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    ("features_by", "train_by", "remedy"),
+    [
+        ([], ["--recipe", "stage1"], "--set augmentation=false"),
+        (["--recipe", "stage1"], [], "--set augmentation=true --set views=4"),
+        (["--set", "dtype=bfloat16"], [], "--set dtype=bfloat16"),
+        (["--dtype", "float32"], ["--set", "dtype=bfloat16"], "--set cache_dtype=float32 --set dtype=float32"),
+    ],
+)
+def test_the_settings_that_a_refusal_names_take_the_cache(
+    model_folder, captions, tmp_path, features_by, train_by, remedy
+):
+    run("features", model_folder, tmp_path / "cache", captions, *features_by)
+    files = sorted((tmp_path / "cache").iterdir())
+    arguments = ["train", model_folder, captions, "--output", tmp_path / "run", "--cache", tmp_path / "cache"]
+    arguments += [*train_by, *SMALL]
+    with pytest.raises(ValueError, match="takes? them, or name another folder") as refused:
+        run(*arguments)
+    named = str(refused.value).partition(": ")[2].partition(" takes")[0].split()
+    assert sorted(named) == sorted(remedy.split()) and "elete" not in str(refused.value)
+    assert "2 steps, loss" in run(*arguments, *named)
+    assert sorted((tmp_path / "cache").iterdir()) == files
+
+
+def test_features_of_what_learns_are_refused_as_in_training(model_folder, captions, tmp_path):
+    with pytest.raises(ValueError, match="qformer learns"):
+        run("features", model_folder, tmp_path / "cache", captions, "--set", "learn=qformer")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_features_takes_the_pictures_of_the_recipe_and_no_others(model_folder, captions, tmp_path):

@@ -1,9 +1,12 @@
 """The query-feature cache: one computation per picture, known by content, refused when anything changed."""
 
 import hashlib
+import io
 import json
+import os
 import shutil
 import signal
+import weakref
 import zlib
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import save_file
 
+from jminigpt4 import JMiniGPT4ForConditionalGeneration
 from jminigpt4.checkpoint import remove_unfinished
 from jminigpt4.data.pictures import FilePicture
+from jminigpt4.train import feature_store
 from jminigpt4.train.features import FeatureCache, PictureEncoder, fill_together
 from jminigpt4.train.fingerprint import older_digest
 
@@ -36,8 +41,8 @@ def pictures(tmp_path, draw) -> list[FilePicture]:
 def counting(encoder: PictureEncoder, monkeypatch) -> list[int]:
     """Numbers of pictures of every call of the encoder from now on."""
     calls = []
-    encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    encode = encoder.encode_alike
+    monkeypatch.setattr(encoder, "encode_alike", lambda pixels: calls.append(len(pixels)) or encode(pixels))
     return calls
 
 
@@ -392,3 +397,109 @@ def test_killed_six_times_ends_with_the_same_features(frozen, processor, picture
         whole, killed = (FeatureCache(each, encoder) for each in (tmp_path / "whole", folder))
         assert torch.equal(killed.features(pictures), whole.features(pictures))
         assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_features_are_the_same_to_the_bit_for_any_number_of_workers(
+    frozen, processor, tmp_path, draw, views, monkeypatch
+):
+    """Forty pictures, one of them twice and one no picture, in five tasks: workers read and decode all of them."""
+    pictures, parent = [], os.getpid()
+    for number in range(40):
+        draw(number % 39).save(tmp_path / f"{number}.png")
+        pictures.append(FilePicture(str(tmp_path / f"{number}.png")))
+    (tmp_path / "7.png").write_bytes(b"none")
+    read = FilePicture.read
+
+    def noted(self):
+        if os.getpid() != parent:
+            (tmp_path / f"read-{Path(self.path).name}-{os.getpid()}").touch()
+        return read(self)
+
+    monkeypatch.setattr(FilePicture, "read", noted)
+    good = pictures[:7] + pictures[8:]
+    found = []
+    for workers in (0, 1, 2):
+        cache = FeatureCache(tmp_path / f"cache-{workers}", PictureEncoder(frozen, processor, views, batch_size=3))
+        state = torch.random.get_rng_state()
+        bad = cache.fill(pictures, pictures_per_file=16, progress=False, workers=workers)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert [each.name for each in bad] == [pictures[7].name] and len(cache) == 38
+        found.append(torch.stack([cache.features(good, view) for view in range(max(1, views))]))
+        readers = {path.name.rpartition("-")[2] for path in tmp_path.glob("read-*")}
+        assert len(list(tmp_path.glob("read-*"))) == (40 if workers else 0) and len(readers) == workers
+        for path in tmp_path.glob("read-*"):
+            path.unlink()
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_any_number_of_pictures_is_taken_as_they_come(frozen, processor, tmp_path, draw, monkeypatch):
+    """From a generator: no more of them are asked for than are worked on, and none is kept."""
+    monkeypatch.setattr(feature_store, "ASKED_AT_ONCE", 4)
+    monkeypatch.setattr(feature_store, "GROWN", 3)
+    monkeypatch.setattr(feature_store, "SCATTERED", 1)
+    encoder = PictureEncoder(frozen, processor, batch_size=2)
+    cache = FeatureCache(tmp_path / "cache", encoder)
+    given, encoded, ahead = [], [], []
+    alive = weakref.WeakSet()
+
+    def some():
+        for number in range(60):
+            content = io.BytesIO()
+            draw(number).save(content, "PNG")
+            picture = Weak(f"{number}", content.getvalue())
+            alive.add(picture)
+            given.append(number)
+            ahead.append(len(given) - len(encoded))
+            yield picture
+
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda pixels: encoded.extend(pixels) or encode(pixels))
+    assert cache.fill(some(), pictures_per_file=4, progress=False) == []
+    assert len(given) == len(cache) == 60 and max(ahead) < 30
+    assert len(alive) < 30
+    # An index was written on the way, so that keys are not kept in memory.
+    assert len(list((tmp_path / "cache").glob("index-*"))) == 1 and len(cache.store._taken) < 10
+
+
+class Weak:
+    """A picture in memory that can be waited for to be let go."""
+
+    def __init__(self, name: str, content: bytes):
+        self.name, self.content = name, content
+
+    def stamp(self) -> tuple[int, int]:
+        return len(self.content), 0
+
+    def read(self) -> bytes:
+        return self.content
+
+
+def test_the_weights_are_those_of_the_files_whatever_they_are_computed_in(make_model, processor, pictures, tmp_path):
+    """A cache made in one precision is told apart by the precision, not by its encoder; another encoder is another."""
+    make_model().save_pretrained(tmp_path / "model")
+    full, half = (load_tiny(tmp_path / "model", dtype) for dtype in (torch.float32, torch.bfloat16))
+    in_memory = make_model()
+    prints = [PictureEncoder(each, processor).fingerprint("float16") for each in (full, half, in_memory)]
+    assert [each["weights_of"] for each in prints] == ["checkpoint", "checkpoint", "memory"]
+    assert len({each["weights"] for each in prints}) == 1
+    assert [each["precision"] for each in prints] == ["float32", "bfloat16", "float32"]
+    FeatureCache(tmp_path / "cache", PictureEncoder(full, processor)).fill(pictures, progress=False)
+    assert pictures[0] in FeatureCache(tmp_path / "cache", PictureEncoder(in_memory, processor))
+    with pytest.raises(ValueError, match="computed with precision float32 instead of bfloat16: --set dtype=float32"):
+        FeatureCache(tmp_path / "cache", PictureEncoder(half, processor))
+    # An encoder that learnt since it was loaded is not the files' any more.
+    with torch.no_grad():
+        half.model.qformer.layernorm.bias[0] += 1
+    with pytest.raises(ValueError, match="precision float32 instead of bfloat16|another encoder"):
+        FeatureCache(tmp_path / "cache", PictureEncoder(half, processor))
+    with torch.no_grad():
+        full.model.qformer.layernorm.bias[0] += 1
+    with pytest.raises(ValueError, match="another encoder"):
+        FeatureCache(tmp_path / "cache", PictureEncoder(full, processor))
+
+
+def load_tiny(folder: Path, dtype: torch.dtype):
+    model = JMiniGPT4ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    model.freeze()
+    return model
