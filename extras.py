@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 _ROOT = Path(__file__).parent
+SCALE_DRIVERS = ("aiohttp", "gcsfs", "s3fs")  # of the extra `scale`, for `https://`, `gs://` and `s3://`
 
 
 def install_command(*extras: str) -> str:
@@ -13,6 +14,11 @@ def install_command(*extras: str) -> str:
     if (_ROOT / "setup.py").is_file():
         return f'pip install -e "{_ROOT}[{names}]"'
     return f'pip install ".[{names}]" in the folder that was cloned'
+
+
+def driver_command(package: str) -> str:
+    """The command that installs a driver of fsspec."""
+    return install_command("scale") if package in SCALE_DRIVERS else f"pip install {package}"
 
 
 def require(extra: str, *modules: str):

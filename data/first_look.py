@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import islice
 
-from .pictures import FilePicture, Picture
+from .pictures import FilePicture, Picture, RemotePicture, stamps
 from .readers import DataSource, rows_of
 from .rows import Row
 
@@ -68,23 +68,15 @@ def _refuse_missing(looked_for: list[Picture], title: str, every: int, most: flo
     Raises:
         FileNotFoundError: They are too many.
     """
-    missing = [picture for picture in looked_for if not _is_there(picture)]
+    missing = [picture for picture, stamp in zip(looked_for, stamps(looked_for), strict=True) if stamp is None]
     if too_many(len(missing), len(looked_for), most):
-        first = missing[0].path if isinstance(missing[0], FilePicture) else missing[0].name
+        first = missing[0].path if isinstance(missing[0], FilePicture | RemotePicture) else missing[0].name
         looked = f"{len(looked_for):,}" + (f" looked for, of {every:,}" if every > len(looked_for) else "")
         raise FileNotFoundError(
             f"{first} does not exist: {len(missing):,} of {looked} pictures of {title} are missing. `--images FOLDER` "
             "(`images` of a data source) says where pictures lie."
         )
     return {picture.name for picture in missing}
-
-
-def _is_there(picture: Picture) -> bool:
-    try:
-        picture.stamp()
-    except (OSError, ValueError):  # the latter of a NUL in a name
-        return False
-    return True
 
 
 def _fault(picture: Picture) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .columns import VERSION
-from .pictures import FilePicture, PictureFolders, modified
+from .pictures import FilePicture, PictureFolders, RemotePicture, modified
 from .readers import DataSource, images_of, reader_of
+from .remote import RemotePath, is_url, listed
 
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
 
@@ -56,6 +57,10 @@ def _data_files(path: Path) -> Iterator[Path]:
     """The file, or those of a folder that may be data: all that are not called as pictures are."""
     if not path.is_dir():
         yield path
+        return
+    if isinstance(path, RemotePath):
+        names = sorted(name for name, (_, is_folder) in listed(str(path)).items() if not is_folder)
+        yield from (path / name for name in names if not _PICTURE.search(name))
         return
     with os.scandir(path) as entries:
         names = sorted(each.name for each in entries if not _PICTURE.search(each.name) and each.is_file())
@@ -104,20 +109,21 @@ def where_found(
         folder, name = os.path.split(path)
         if folder in changed and name not in changed[folder] and path not in nowhere:
             return None
-    return now
+    return looked_into(anew) | now
 
 
 def _names(folder: str) -> set[str]:
     with suppress(OSError):
-        return set(os.listdir(folder))
+        return set(listed(folder) if is_url(folder) else os.listdir(folder))
     return set()
 
 
 def _paths(batches: Callable[[], Iterator[tuple[int, Any]]]) -> Iterator[str]:
-    """Paths of picture files, distinct ones of each batch."""
+    """Paths of picture files, here and at addresses, distinct ones of each batch."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     for _, batch in batches():
         pictures = batch.column("pictures").flatten()
-        files = pc.call_function("equal", [pictures.field("kind"), FilePicture.__name__])
+        files = pc.is_in(pictures.field("kind"), pa.array([FilePicture.__name__, RemotePicture.__name__]))
         yield from pc.call_function("unique", [pictures.field("path").filter(files)]).to_pylist()

@@ -3,14 +3,18 @@
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeGuard
 from unicodedata import normalize
 from urllib.request import url2pathname
 
-from .files import read_picture_file
+from .files import read_picture_file, read_remote_picture
+from .remote import below, filesystem, is_below, is_url, is_web, listed, stamp
 from .table_cells import cell
 
+ASKED_AT_ONCE = 32  # stamps of pictures on object storage
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
@@ -45,6 +49,37 @@ class FilePicture:
 
 
 @dataclass(frozen=True, slots=True)
+class RemotePicture:
+    """A picture file at an address that fsspec opens, such as `s3://bucket/a.jpg`, or `size` bytes of an archive there
+    from `offset` on, which are read as a range."""
+
+    path: str
+    offset: int | None = None
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path if self.offset is None else f"{self.path}@{self.offset}"
+
+    def stamp(self) -> tuple[int, int]:
+        """Size in bytes and a number of the version that its place tells (ETag, checksum, time): one request.
+
+        Raises:
+            OSError: The file is not there, or cannot be asked for.
+        """
+        size, version = stamp(self.path)
+        return (size if self.size is None else self.size), version
+
+    def read(self) -> bytes:
+        """The bytes of the picture file.
+
+        Raises:
+            OSError: The file cannot be read, is shorter than it was, or has more than 200 MB.
+        """
+        return read_remote_picture(self.path, self.offset, self.size)
+
+
+@dataclass(frozen=True, slots=True)
 class TablePicture:
     """A picture in a table, as `datasets` stores it: a cell `{"bytes", "path"}`, or one of a cell's list of them.
 
@@ -66,11 +101,13 @@ class TablePicture:
         return f"{self.path}#{self.row}.{self.column}" + ("" if self.position is None else f".{self.position}")
 
     def stamp(self) -> tuple[int, int]:
-        """Size of the table in bytes and its time of modification in ns.
+        """Size of the table in bytes and its time of modification in ns, or the number of its version at an address.
 
         Raises:
             OSError: The table is not there any more.
         """
+        if is_url(self.path):
+            return stamp(self.path)
         status = os.stat(self.path)
         return status.st_size, status.st_mtime_ns
 
@@ -107,7 +144,36 @@ class MemoryPicture:
         return self.content
 
 
-Picture = FilePicture | TablePicture | MemoryPicture
+Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
+
+
+def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
+    """The stamp of each picture; `None` where it is not there. Object storage is asked once for each file, and for
+    many at once: an answer takes it tens of milliseconds."""
+    urls = list({picture.path for picture in pictures if _is_remote(picture)})
+    if not urls:
+        return list(map(_stamp, pictures))
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        files = dict(zip(urls, threads.map(_stamp, map(RemotePicture, urls)), strict=True))
+    return [_of_part(picture, files[picture.path]) if _is_remote(picture) else _stamp(picture) for picture in pictures]
+
+
+def _is_remote(picture: Picture) -> TypeGuard[RemotePicture | TablePicture]:
+    return isinstance(picture, RemotePicture) or (isinstance(picture, TablePicture) and is_url(picture.path))
+
+
+def _of_part(picture: RemotePicture | TablePicture, file: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The stamp of a picture from that of its file."""
+    if file is None or isinstance(picture, TablePicture) or picture.size is None:
+        return file
+    return picture.size, file[1]
+
+
+def _stamp(picture: Picture) -> tuple[int, int] | None:
+    try:
+        return picture.stamp()
+    except (OSError, ValueError):  # the latter of a NUL in a name
+        return None
 
 
 def portable_name(name: str) -> str:
@@ -123,7 +189,10 @@ def _composed(name: str) -> str:
 
 
 def modified(folder: str) -> int | None:
-    """Time of modification of a folder in ns, which changes with the names in it; `None` where it is not there."""
+    """Time of modification of a folder in ns, which changes with the names in it; `None` where it is not there. At an
+    address, a number of these names."""
+    if is_url(folder):
+        return zlib.crc32("\0".join(sorted(listed(folder))).encode("utf-8", "surrogatepass"))
     try:
         return os.stat(folder).st_mtime_ns
     except OSError:
@@ -146,7 +215,7 @@ class PictureFolders:
     in two, COCO's in one for each split.
 
     Args:
-        folders: The folders; with none, pictures keep the names they are looked for by.
+        folders: The folders, on this machine or addresses; with none, pictures keep the names they are looked for by.
 
     Attributes:
         missing: Path to names of the pictures that have been looked for in vain.
@@ -155,52 +224,73 @@ class PictureFolders:
 
     Raises:
         FileNotFoundError: A folder is not there.
+        ImportError: fsspec lacks the driver of an address.
+        ValueError: fsspec knows no such addresses.
     """
 
     def __init__(self, folders: Iterable[str | os.PathLike] = ()):
         self.folders = [os.fspath(folder) for folder in folders]
         for folder in self.folders:
-            if not os.path.isdir(folder):
+            if is_url(folder):
+                filesystem(folder)
+            elif not os.path.isdir(folder):
                 raise FileNotFoundError(f"The picture folder {folder} does not exist.")
         self.missing: dict[str, tuple[str, ...]] = {}
         self.listed: dict[str, int | None] = {}
         self._entries: dict[str, dict[str, str]] = {}
         self._below: list[str] | None = None
 
-    def find(self, *names: str) -> FilePicture:
+    def find(self, *names: str) -> FilePicture | RemotePicture:
         """The first of the names, relative or absolute, that is in one of the folders; a COCO picture is looked for
         under all names that COCO gives it.
 
         A picture that is nowhere is returned under its first name in the first folder: reading it fails, is counted
-        and names it, and no other picture takes its place.
+        and names it, and no other picture takes its place. So is one at the only folder, if that is an address: a
+        bucket of 400 million pictures is not listed.
+
+        Raises:
+            ValueError: A name is an address outside the folders, which no row of a data file may have opened, or leads
+                out of one.
         """
         wanted = [portable_name(name) for name in names]
         if not self.folders:
             return FilePicture(wanted[0])
+        for name in wanted:
+            if is_url(name):
+                return self._addressed(name)
         numbers = {number for name in wanted if (number := coco_number(name)) is not None}
-        for name in [*wanted, *(other for number in numbers for other in coco_names(number))]:
+        candidates = [*wanted, *(other for number in numbers for other in coco_names(number))]
+        if len(self.folders) == len(candidates) == 1 and is_url(self.folders[0]):
+            return picture_at(_joined(self.folders[0], wanted[0]))
+        for name in candidates:
             for folder in self._searched():
                 if (path := self._path(folder, name)) is not None:
-                    return FilePicture(path)
-        path = os.path.join(self.folders[0], wanted[0])
-        self.missing[path] = names
-        return FilePicture(path)
+                    return picture_at(path)
+        # A web server lists nothing: there it may be, where no other folder has it.
+        folder = next((folder for folder in self.folders if is_web(folder)), self.folders[0])
+        path = _joined(folder, wanted[0])
+        if not is_web(folder):
+            self.missing[path] = names
+        return picture_at(path)
+
+    def _addressed(self, url: str) -> RemotePicture:
+        if not any(is_url(folder) and is_below(folder, url) for folder in self.folders):
+            raise ValueError(
+                f"{url} is an address, and a row has none opened that lies in no picture folder: "
+                f"`--images {url.rpartition('/')[0]}` (`images` of a data source) allows it."
+            )
+        return RemotePicture(url)
 
     def _searched(self) -> Iterator[str]:
         yield from self.folders
         if self._below is None:
-            self._below = [
-                entry.path
-                for folder in self.folders
-                for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-                if entry.is_dir()
-            ]
+            self._below = [path for folder in self.folders for path in _sub_folders(folder)]
         yield from self._below
 
     def _path(self, folder: str, name: str) -> str | None:
         """Path of `name` below `folder`, spelt as on the disk."""
         above, last = os.path.split(name)
-        return self._listed(os.path.join(folder, above) if above else folder).get(last)
+        return self._listed(_joined(folder, above) if above else folder).get(last)
 
     def _listed(self, folder: str) -> dict[str, str]:
         """Entries of a folder by their composed names, as paths on the disk."""
@@ -211,6 +301,8 @@ class PictureFolders:
         return self._entries[folder]
 
     def _list(self, folder: str) -> dict[str, str]:
+        if is_url(folder):
+            return {_composed(name): path for name, (path, _) in listed(folder).items()}
         try:
             with os.scandir(folder) as entries:
                 return {_composed(entry.name): entry.path for entry in entries}
@@ -219,3 +311,22 @@ class PictureFolders:
             above, last = os.path.split(folder)
             path = self._listed(above).get(last) if last and not folder.isascii() else None
             return self._listed(path) if path not in (None, folder) else {}
+
+
+def picture_at(path: str, offset: int | None = None, size: int | None = None) -> FilePicture | RemotePicture:
+    """A picture file, or a member of an archive, by a path that may be an address: of a data file's own place, which
+    the user has named, never one that stands in a row ([`PictureFolders.find`] judges those)."""
+    return RemotePicture(path, offset, size) if is_url(path) else FilePicture(path, offset, size)
+
+
+def _joined(folder: str, name: str) -> str:
+    """`name` in a folder; an absolute path is a file of this machine, whatever the folder."""
+    return below(folder, name) if is_url(folder) and not os.path.isabs(name) else os.path.join(folder, name)
+
+
+def _sub_folders(folder: str) -> list[str]:
+    """Direct sub-folders, by name."""
+    if is_url(folder):
+        return [path for _, (path, is_folder) in sorted(listed(folder).items()) if is_folder]
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in sorted(entries, key=lambda entry: entry.name) if entry.is_dir()]

@@ -1,9 +1,13 @@
 """Cells of Parquet and Arrow files on disk, read one row group at a time: nothing but the last few stays in memory."""
 
+import os
 from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
+
+from .remote import RemotePath, is_url
 
 FILES, ROW_GROUPS = 16, 4  # that a process keeps, of each kind
 
@@ -21,7 +25,7 @@ def cell(path: str, stamp: tuple[int, int], row: int, column: str) -> Any:
         OSError: The file cannot be read as a table, or has no such cell.
     """
     try:
-        starts = _opened(path, stamp)[1]
+        starts = _opened(path, stamp, _process(path))[1]
         if not 0 <= row < starts[-1]:
             raise OSError(f"{path} has no row {row}: it has {starts[-1]:,}.")
         group = bisect_right(starts, row) - 1
@@ -30,11 +34,27 @@ def cell(path: str, stamp: tuple[int, int], row: int, column: str) -> Any:
         raise OSError(f"{path} cannot be read as a table ({type(error).__name__}): is it whole?") from None
 
 
+def parquet_file(path: str | Path | RemotePath) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, of which what is asked for is read, on this machine or at an address.
+
+    Raises:
+        OSError: It is not there.
+        ValueError: It is no Parquet.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path.open() if isinstance(path, RemotePath) else path)
+
+
+def _process(path: str) -> int:
+    """For what is kept of a file: connections to object storage are of no use to forked processes."""
+    return os.getpid() if is_url(path) else 0
+
+
 @lru_cache(maxsize=FILES)
-def _opened(path: str, stamp: tuple[int, int]) -> tuple[Any, list[int]]:
+def _opened(path: str, stamp: tuple[int, int], process: int) -> tuple[Any, list[int]]:
     """A table file, and the row numbers at which its row groups begin and it ends."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if path.endswith(".arrow"):
         mapped = pa.memory_map(path)
@@ -44,14 +64,14 @@ def _opened(path: str, stamp: tuple[int, int]) -> tuple[Any, list[int]]:
             mapped.seek(0)
             table = pa.ipc.open_file(mapped).read_all()
         return table, [0, table.num_rows]
-    file = pq.ParquetFile(path)
+    file = parquet_file(RemotePath(path) if is_url(path) else path)
     sizes = (file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
     return file, list(accumulate(sizes, initial=0))
 
 
 @lru_cache(maxsize=ROW_GROUPS)
 def _row_group(path: str, stamp: tuple[int, int], number: int, column: str) -> Any:
-    table, _ = _opened(path, stamp)
+    table, _ = _opened(path, stamp, _process(path))
     if path.endswith(".arrow"):
         return table.column(column)
     return table.read_row_group(number, columns=[column]).column(column)

@@ -1,19 +1,23 @@
 """The verbs `train`, `features` and `data` of the command line."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..data.first_look import look_at_first_rows
 from ..data.readers import READERS, as_source
+from ..extras import require
 
 LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
 Data = Annotated[
     list[str] | None,
     typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {LAYOUTS}."),
 ]
-Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--images", help="Folder or address (s3://…, https://…) with the pictures; may be repeated."),
+]
 Recipe = Annotated[
     str,
     typer.Option(
@@ -124,16 +128,31 @@ def features(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode pictures. Default: what can be spared.")
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="local: this program's processes; ray: a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster. Default: RAY_ADDRESS, else Ray on this machine.")
+    ] = None,
+    encoders: Annotated[
+        int | None, typer.Option(min=1, help="Encoders on the cluster. Default: one a GPU; without GPUs one a node.")
+    ] = None,
 ):
     """Compute the query features of pictures once, for any number of trainings by the same recipe."""
     from .distributed import init_processes
-    from .features import FeatureCache, PictureEncoder, fill_together
-    from .frozen import load_model
     from .parts import check_options
     from .selection import CocoTwins
     from .sources import most_pictures, pictures_of, read_data
 
+    if engine == "local" and (address or encoders):
+        raise ValueError("--address and --encoders are of a Ray cluster: add `--engine ray`.")
+    if engine == "ray":
+        require("scale", "ray")
+        if workers is not None:
+            raise ValueError("--workers is of one machine: on a Ray cluster all cores that are free decode.")
     state = init_processes()
+    if engine == "ray" and state.num_processes > 1:
+        raise ValueError("--engine ray is one program, without a launcher: Ray shares the work among its nodes.")
     chosen = _recipe(recipe, changes)
     if views is not None:
         chosen = chosen.with_(augmentation=views != 0, views=views or 1)
@@ -141,10 +160,19 @@ def features(
         chosen = chosen.with_(cache_dtype=dtype)
     check_options(chosen, cache, None)
     sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
-    loaded, processor = load_model(model, None, chosen)
-    encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
-    store = FeatureCache(cache, encoder, chosen.cache_dtype)
-    bad = fill_together(store, pictures_of(sources), state, workers=workers, total=most_pictures(sources))
+    pictures, total = pictures_of(sources), most_pictures(sources)
+    if engine == "ray":
+        from .ray_features import Job, fill_on_ray
+
+        store, bad = fill_on_ray(Job(model, cache, chosen, batch_size), pictures, address, encoders, total=total)
+    else:
+        from .features import FeatureCache, PictureEncoder, fill_together
+        from .frozen import load_model
+
+        loaded, processor = load_model(model, None, chosen)
+        encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
+        store = FeatureCache(cache, encoder, chosen.cache_dtype)
+        bad = fill_together(store, pictures, state, workers=workers, total=total)
     if state.is_main_process:
         for each in bad:
             typer.echo(f"left out: {each.reason}", err=True)

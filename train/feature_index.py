@@ -169,6 +169,7 @@ class Index:
         gone: Whether each file is gone, bool.
         pieces: The mapped index's tables, and what was added since.
         count: Number of contents.
+        waiting: Keys of pictures, and of their contents, which no file that was taken up holds.
     """
 
     mapped: "MappedIndex | None" = None
@@ -176,6 +177,7 @@ class Index:
     gone: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     pieces: list[Piece] = field(default_factory=list)
     count: int = 0
+    waiting: tuple[np.ndarray, np.ndarray] = (np.empty((0, 16), np.uint8), np.empty((0, 16), np.uint8))
     _lookups: int = 0
 
     @classmethod
@@ -225,8 +227,12 @@ class Index:
         self.count += int(new.sum())
         piece = Piece(KeyTable.of(digests[new, :16], places[new], tags[new]))
         self.pieces.append(piece)
+        # A file may come before the one that holds the content of its pictures.
+        waiting = [each for each in (self.waiting, (pictures, contents)) if len(each[0])]
+        pictures, contents = map(np.concatenate, zip(*waiting, strict=True)) if waiting else (pictures, contents)
         where, tags = self.find(contents, False)
         known = where >= 0
+        self.waiting = pictures[~known], contents[~known]
         piece.pictures = KeyTable.of(pictures[known], where[known].astype(np.uint64), tags[known])
         # Pieces of like size are joined, so that there are few of them and each key is sorted a few times.
         first = 1 if self.mapped is not None else 0

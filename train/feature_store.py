@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import DTYPES, dtype_named
-from ..data.pictures import Picture
+from ..data.pictures import Picture, stamps
 from . import old_features
 from .feature_index import HEADER, Index, MappedIndex, parsed_header, safetensors_header, write_index
 from .fingerprint import identity, settle, write_fingerprint
@@ -214,11 +214,11 @@ class FeatureStore:
     def _find(self, pictures: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray]:
         keys = np.zeros((len(pictures), 16), np.uint8)
         there = np.ones(len(pictures), bool)
-        for number, picture in enumerate(pictures):
-            try:
-                keys[number] = np.frombuffer(picture_key(picture.name, *picture.stamp()), np.uint8)
-            except OSError:
+        for number, (picture, stamp) in enumerate(zip(pictures, stamps(pictures), strict=True)):
+            if stamp is None:
                 there[number] = False
+            else:
+                keys[number] = np.frombuffer(picture_key(picture.name, *stamp), np.uint8)
         places, tags = self._index.find(keys, pictures=True)
         places[~there] = -1
         return places, tags

@@ -83,6 +83,13 @@ class PictureEncoder:
             ]
         return torch.cat(parts)
 
+    def encode_alike(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As [`encode`], always `batch_size` pictures at a time, the last ones beside zeros: how many are computed
+        together changes the last bits of their features, which ones does not."""
+        short = -len(pixel_values) % self.batch_size
+        padded = torch.cat([pixel_values, pixel_values.new_zeros((short, *pixel_values.shape[1:]))])
+        return self.encode(padded)[: len(pixel_values)]
+
     def features(self, query_features: torch.Tensor | None, pixel_values: torch.Tensor | None) -> torch.Tensor | None:
         """Query features of a step's pictures on the model's device: taken from a cache, or encoded now."""
         if pixel_values is not None:
@@ -181,7 +188,7 @@ class _Block:
 
     def _encode(self):
         batch, self.waiting = self.waiting[: self.encoder.batch_size], self.waiting[self.encoder.batch_size :]
-        self.encoded.append(self.encoder.encode(torch.stack(batch)).to("cpu", self.dtype))
+        self.encoded.append(self.encoder.encode_alike(torch.stack(batch)).to("cpu", self.dtype))
 
     def write(self, store: FeatureStore):
         """All of them into the store."""

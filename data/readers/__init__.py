@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ...schema import explain
 from ..json_files import json_lines, read_json
 from ..pictures import PictureFolders
+from ..remote import data_path
 from ..rows import BadRow, Row
 from .registry import READERS, Reader
 
@@ -25,7 +26,8 @@ class DataSource:
     """One data set of a training run.
 
     Args:
-        path: Its file or folder; several files that belong together may be given as a list.
+        path: Its file or folder, here or at an address such as `s3://bucket/set`; several files that belong together
+            may be given as a list.
         images: Folders with its pictures, looked through in order; by default the folder of `path`.
         format: A key of `READERS`; by default told from the file.
         name: Its name in the log; by default the file's.
@@ -46,7 +48,7 @@ class DataSource:
 
     @property
     def files(self) -> list[Path]:
-        return [Path(each) for each in ([self.path] if isinstance(self.path, str) else self.path)]
+        return [data_path(each) for each in ([self.path] if isinstance(self.path, str) else self.path)]
 
     @property
     def title(self) -> str:

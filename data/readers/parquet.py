@@ -7,6 +7,7 @@ from typing import Any
 from ..own_rows import OwnRow, make_row
 from ..pictures import PictureFolders, TablePicture
 from ..rows import BadRow, Row, row_or_fault
+from ..table_cells import parquet_file
 from .registry import reader
 
 BATCH_ROWS = 1000
@@ -19,9 +20,7 @@ def _files(path: Path) -> list[Path]:
 def _recognises(path: Path) -> bool:
     if not (files := _files(path)):
         return False
-    import pyarrow.parquet as pq
-
-    columns = set(pq.read_schema(files[0]).names)
+    columns = set(parquet_file(files[0]).schema_arrow.names)
     return not columns.isdisjoint({"images", "image"}) and not columns.isdisjoint(
         {"messages", "question", "caption", "text"}
     )
@@ -63,10 +62,8 @@ def _read_table(file: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
 
 
 def _opened(file: Path) -> Any:
-    import pyarrow.parquet as pq
-
     try:
-        return pq.ParquetFile(file)
+        return parquet_file(file)
     except (ValueError, OSError) as error:  # of pyarrow, whose own words name no file
         raise ValueError(f"{file} cannot be read as Parquet ({type(error).__name__}): is it whole?") from None
 

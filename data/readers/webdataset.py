@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from ..files import open_regular
 from ..ids import image_id
 from ..json_files import decode, parse_object
-from ..pictures import FilePicture, PictureFolders
+from ..pictures import Picture, PictureFolders, picture_at
 from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
 
@@ -48,7 +48,7 @@ def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterato
 
 def _read_shard(shard: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
     texts: dict[str, str | BadRow] = {}
-    pictures: dict[str, FilePicture] = {}
+    pictures: dict[str, Picture] = {}
     with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.size < 0:
@@ -65,7 +65,7 @@ def _read_shard(shard: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
             if fault:
                 yield BadRow(str(shard), member.name, f"{shard}, {member.name!r:.80}: {fault}")
             elif kind in PICTURES:
-                pictures.setdefault(key, FilePicture(str(shard), member.offset_data, member.size))
+                pictures.setdefault(key, picture_at(str(shard), member.offset_data, member.size))
             elif kind == "json" or key not in texts:
                 content = cast(IO[bytes], tar.extractfile(member)).read()
                 texts[key] = row_or_fault(shard, f"{member.name!r:.80}", _caption, content, kind)

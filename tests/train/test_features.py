@@ -41,8 +41,8 @@ def pictures(tmp_path, draw) -> list[FilePicture]:
 def counting(encoder: PictureEncoder, monkeypatch) -> list[int]:
     """Numbers of pictures of every call of the encoder from now on."""
     calls = []
-    encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    encode = encoder.encode_alike
+    monkeypatch.setattr(encoder, "encode_alike", lambda pixels: calls.append(len(pixels)) or encode(pixels))
     return calls
 
 
