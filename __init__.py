@@ -53,12 +53,13 @@ def register():
     JMiniGPT4ImageProcessor.register_for_auto_class()
     JMiniGPT4Processor.register_for_auto_class()
     for pushed in (model, JMiniGPT4Processor):
-        _complete_pushes(pushed)
+        _complete_saving(pushed)
 
 
-def _complete_pushes(cls: Any):
-    """`push_to_hub` of the installed package's classes also writes the card and `SHA256SUMS`."""
-    push = cls.push_to_hub
+def _complete_saving(cls: Any):
+    """`push_to_hub` of the installed package's classes also writes the card and `SHA256SUMS`; and a folder that
+    `save_pretrained` changes does not keep its signature."""
+    push, save = cls.push_to_hub, cls.save_pretrained
     if "push_to_hub" in vars(cls):
         return
 
@@ -72,7 +73,17 @@ def _complete_pushes(cls: Any):
             complete_repository(commit.repo_url.repo_id, source, options.get("token"), options.get("revision"))
         return commit
 
-    cls.push_to_hub = push_to_hub
+    @wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *arguments: Any, **options: Any) -> Any:
+        from .checkpoint import drop_seals
+
+        if dropped := drop_seals(save_directory):
+            from .inference.loading import note
+
+            note(f"{' and '.join(dropped)} of {save_directory} were of what was there before and are removed.")
+        return save(self, save_directory, *arguments, **options)
+
+    cls.push_to_hub, cls.save_pretrained = push_to_hub, save_pretrained
 
 
 # A test runner may import this file under the name of the checkout folder; a second registration would then give the

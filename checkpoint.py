@@ -29,6 +29,8 @@ MANIFEST = "SHA256SUMS"
 LOCK = ".lock"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+SIGNATURE, AIBOM = "model.sig", "aibom.cdx.json"  # written by `convert` and `publish`
+RESULTS = ".eval_results/"  # the Hub's own form of scores
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 64 * 2**20
 # What the Hub's own programs leave beside a checkpoint; the manifest does not list it and nothing reads it.
@@ -373,6 +375,20 @@ def verify_manifest(folder: str | os.PathLike) -> list[str]:
         if name in expected and sha256(folder / name) != expected[name]
     ]
     return problems
+
+
+def of_one_state(name: str) -> bool:
+    """Whether a file says something of one state of a checkpoint, and nothing of a folder that is made from it: a
+    signature, a bill of materials, scores."""
+    return name in (SIGNATURE, AIBOM, SCORES) or name.startswith(RESULTS)
+
+
+def drop_seals(folder: str | os.PathLike) -> list[str]:
+    """Removes signature and bill of materials from a folder whose files were written anew, and returns their names."""
+    dropped = [name for name in (SIGNATURE, AIBOM) if (Path(folder) / name).is_file()]
+    for name in dropped:
+        (Path(folder) / name).unlink(missing_ok=True)  # another process may save there too
+    return dropped
 
 
 def _parse_manifest(manifest: Path) -> tuple[dict[str, str], list[str]]:

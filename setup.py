@@ -23,9 +23,11 @@ EXTRAS = {
     "gguf": ["gguf>=0.19"],
     "heic": ["pillow-heif>=1"],
     "llm": ["llm>=0.36"],
+    # model-signing 1.1.1 imports pyOpenSSL and does not ask for it.
+    "sign": ["cryptography", "cyclonedx-python-lib>=11", "model-signing>=1.1.1", "pyopenssl"],
 }
 DEV = ["hypothesis", "openai>=1.98", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]
-DEV += ["transformers-mlinter", "ty"]
+DEV += ["cyclonedx-python-lib[json-validation]", "transformers-mlinter", "ty"]
 
 
 class BuildRoot(build_py):
@@ -68,6 +70,7 @@ setup(
         "httpx",
         "huggingface-hub>=1.31",
         "numpy",
+        "packaging",
         "pillow>=10.1",
         "protobuf",
         "psutil",

@@ -25,7 +25,7 @@ from .session import ChatSession
 from .settings import Settings, served_name
 from .texts import NO_PICTURE, Language, browser_language, explained, phrase, terminal_language
 from .turns import Turn
-from .web_guard import PAGE_HEADERS, HeaderAdder, HostGuard
+from .web_guard import HeaderAdder, HostGuard, page_headers
 
 if TYPE_CHECKING:
     import gradio
@@ -207,6 +207,7 @@ def launch(
     port: int,
     login: tuple[str, str] | None = None,
     limits: PictureLimits | None = None,
+    frame: str | None = None,
 ) -> str:
     """Starts serving in threads of their own; returns the address.
 
@@ -215,6 +216,7 @@ def launch(
         host, port: Where to listen.
         login: User and password that visitors need.
         limits: See [`build_page`].
+        frame: See [`page_headers`].
 
     Raises:
         OSError: Nobody can listen there.
@@ -228,7 +230,7 @@ def launch(
 
     guard: Any = HostGuard
     headers: Any = HeaderAdder
-    middleware = [Middleware(headers, headers=PAGE_HEADERS), Middleware(guard, listening=host, refusal=refusal)]
+    middleware = [Middleware(headers, headers=page_headers(frame)), Middleware(guard, listening=host, refusal=refusal)]
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -251,12 +253,14 @@ def launch(
     return address
 
 
-def serve_page(settings: Settings, host: str, port: int, login: tuple[str, str] | None = None):
+def serve_page(
+    settings: Settings, host: str, port: int, login: tuple[str, str] | None = None, frame: str | None = None
+):
     """Serves the page until Ctrl-C or SIGTERM; uploads are removed then.
 
     Args:
         settings: See [`build_page`].
-        host, port, login: See [`launch`].
+        host, port, login, frame: See [`launch`].
 
     Raises:
         OSError: The port is taken.
@@ -266,7 +270,7 @@ def serve_page(settings: Settings, host: str, port: int, login: tuple[str, str] 
     with tempfile.TemporaryDirectory(prefix="jminigpt4-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # gradio reads it at every upload
         page, _ = build_page(session, settings)
-        address = launch(page, host, port, login)
+        address = launch(page, host, port, login, frame=frame)
         print(phrase(terminal_language(), "{address}  (Ctrl-C ends)", address=address), file=sys.stderr, flush=True)
         page.block_thread()
 

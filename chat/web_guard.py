@@ -25,15 +25,20 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
-        "frame-ancestors 'none'",
+        "frame-ancestors {frame}",
     )
 )
-PAGE_HEADERS = {
-    "content-security-policy": CONTENT_SECURITY_POLICY,
-    "x-frame-options": "DENY",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-}
+
+
+def page_headers(frame: str | None = None) -> dict[str, str]:
+    """Headers of every response of the page.
+
+    Args:
+        frame: Origin of the only site that may show the page in a frame; by default none may.
+    """
+    headers = {"content-security-policy": CONTENT_SECURITY_POLICY.format(frame=frame or "'none'")}
+    headers |= {} if frame else {"x-frame-options": "DENY"}  # which cannot name a site
+    return headers | {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
 
 
 def is_own_host(header: str | None, listening: str) -> bool:

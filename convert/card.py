@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..checkpoint import SCORES
+from ..checkpoint import SCORES, SIGNATURE
 from .account import Account
+from .citations import citation
 from .formats import PROMPT_FORMATS
 from .licences import TEXTS_FOLDER, Licence, licence_metadata
 
@@ -86,7 +87,15 @@ Each stage of this folder against the sources' own modules on the same pictures
 | {{ row.stage }} | {{ "%.2e"|format(row.max_abs_difference) }} | {{ "%.2e"|format(row.tolerance) }} |
 {% endfor %}
 {% endif -%}
+## Citation
+
+{{ citation }}
+
 `SHA256SUMS` lists every file; `jminigpt4 verify` checks them all.
+{% if signed -%}
+`model.sig` signs all but this card and its scores; `jminigpt4 verify --key PUBLIC.pem` checks it with the publisher's
+public key, which you have from elsewhere.
+{% endif -%}
 """
 
 
@@ -150,6 +159,11 @@ def is_generated(card: bytes) -> bool:
     return last + "\n" == _mark(body + "\n")
 
 
+def with_mark(body: str) -> str:
+    """A card with the line behind it by which it is known that nobody edited it."""
+    return body + _mark(body)
+
+
 def _mark(body: str) -> str:
     return GENERATED_MARK.format(hashlib.sha256(body.encode()).hexdigest())
 
@@ -196,6 +210,7 @@ def render_card(folder: Path, repo: str | None = None, datasets: Iterable[str] =
         notes=account.all_notes(folder),
         scores=scores,
         proof=account.proof,
+        citation=citation(account, japanese),
+        signed=(folder / SIGNATURE).is_file(),
     )
-    body = str(card).rstrip("\n") + "\n"
-    return body + _mark(body)
+    return with_mark(str(card).rstrip("\n") + "\n")

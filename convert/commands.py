@@ -5,6 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
+Sign = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY.pem|sigstore",
+        help="Sign the folder with this private key of an elliptic curve, or through Sigstore with your identity. The "
+        "key's password: JMINIGPT4_SIGN_PASSWORD, or you are asked.",
+    ),
+]
+Aibom = Annotated[
+    bool, typer.Option("--aibom", help="Write a bill of materials into the folder, CycloneDX 1.6: aibom.cdx.json.")
+]
+
 
 def convert(
     paths: Annotated[
@@ -49,6 +61,8 @@ def convert(
     qformer_heads: Annotated[int | None, typer.Option(help="Heads of a Q-Former of unpublished size.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="Prove with this picture too; may be repeated.")] = None,
     prove: Annotated[bool, typer.Option(help="Load the folder and compare it with its sources.")] = True,
+    sign: Sign = None,
+    aibom: Aibom = False,
     to: Annotated[
         str | None,
         typer.Option(help="'minigpt4': write the projection of DIR as .pth; 'gguf': its language model as .gguf."),
@@ -60,12 +74,16 @@ def convert(
     from .account import Account
     from .assembly import assemble, swap
     from .recognition import preset as named_preset
+    from .sealing import open_seal, seal
 
     if to is not None:
+        if sign or aibom:
+            raise ValueError("--sign and --aibom are for a checkpoint folder, which --to does not make.")
         _write_other_format(to, paths, dtype)
         return
     if len(paths) != 1:
         raise ValueError(f"One folder is made at a time, got {' '.join(map(str, paths))}.")
+    signer = open_seal(sign, aibom, paths[0])
     chosen: dict[str, Any] = dict(named_preset(preset)) if preset else {}
     given = {"vision": vision, "qformer": qformer, "language": language, "projection": projection}
     given["prompt_format"] = prompt_format
@@ -85,6 +103,7 @@ def convert(
         proof = assemble(out=paths[0], vision_heads=vision_heads, qformer_heads=qformer_heads, **chosen, **options)
     if proof is not None:
         typer.echo(proof.table())
+    seal(paths[0], signer, paths[0].name if aibom else None)
     for note in Account.read(paths[0]).all_notes(paths[0]):
         typer.echo(f"note: {note}")
     typer.echo(f"{paths[0]} is complete. Try it: jminigpt4 chat {paths[0]} --image PICTURE")
@@ -115,23 +134,48 @@ def verify(
             metavar="FILE", help="List this document anew, which was edited: README.md, a licence, …; may be repeated."
         ),
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUBLIC.pem", help="It has to be signed with the private half of this key.")
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(help="It has to be signed through Sigstore by this identity: a mail address, a workflow."),
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="Who vouches for --identity: an OpenID Connect issuer.")
+    ] = None,
 ):
-    """Check every file of a checkpoint folder by its SHA-256, and that its parts fit one another."""
+    """Check every file of a checkpoint folder by its SHA-256, that its parts fit one another, and who signed it."""
+    from ..checkpoint import SIGNATURE
+    from .signing import Trust
     from .verification import renew_documents, verify_folder
 
+    trust = Trust(key, identity, issuer) if key or identity or issuer else None
     if renew:
         renew_documents(folder, renew)
-    problems = verify_folder(folder)
+    problems = verify_folder(folder, trust)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{folder} is whole: files, weights and tokenizer are as they were written.")
+    if trust:
+        typer.echo(f"{SIGNATURE} was made by {trust.name}, over every file but the card, scores and SHA256SUMS.")
+    elif (folder.expanduser() / SIGNATURE).is_file():
+        typer.echo(f"{SIGNATURE} is there and was not checked: give --key PUBLIC.pem, or --identity and --issuer.")
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")],
-    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="DIR", help="A checkpoint folder. With --space: a model on the Hub, or `demo`."),
+    ],
+    repo: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="USER/NAME", help="Repository on the Hub. With --space: a Space, none to push nothing."
+        ),
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="The repository is to be private.")] = False,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Hub id of what the projection was trained on; may be repeated.")
@@ -143,11 +187,38 @@ def publish(
     replace_card: Annotated[
         bool, typer.Option("--replace-card", help="Overwrite a card that was edited on the Hub.")
     ] = False,
+    sign: Sign = None,
+    aibom: Aibom = False,
+    space: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Make this folder, a Space with a page about the model DIR, and push that."),
+    ] = None,
 ):
     """Make a repository on the Hub equal to a checkpoint folder, with its card and its code, in one commit."""
     from .publishing import publish_folder
 
-    published = publish_folder(folder, repo, private, dataset or [], keep or [], replace_card)
+    if space is not None:
+        of_models = {"--dataset": dataset, "--keep": keep, "--sign": sign, "--aibom": aibom}
+        if given := [option for option, value in of_models.items() if value]:
+            raise ValueError(f"--space takes no {given[0]}.")
+        _publish_space(model, space, repo, private, replace_card)
+        return
+    if repo is None:
+        raise ValueError("Give the repository too: jminigpt4 publish DIR USER/NAME.")
+    published = publish_folder(Path(model), repo, private, dataset or [], keep or [], replace_card, sign, aibom)
+    _echo(published, repo, model)
+
+
+def _publish_space(model: str, out: Path, repo: str | None, private: bool, replace_card: bool):
+    from .space import push_space, write_space
+
+    write_space(model, out)
+    typer.echo(f"{out} is a Space. Try it: pip install -r {out}/requirements.txt; python {out}/app.py")
+    if repo is not None:
+        _echo(push_space(out, repo, private, replace_card), repo, out)
+
+
+def _echo(published: Any, repo: str, folder: Path | str):
     if published.deleted:
         typer.echo(f"deleted there, as {folder} has them not: {', '.join(published.deleted)}")
     if published.private:

@@ -7,10 +7,11 @@ the installed package's classes that do.
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from ..checkpoint import MANIFEST, manifest_text, sha256
+from ..checkpoint import AIBOM, MANIFEST, SIGNATURE, manifest_text, sha256
+from ..inference.loading import note
 from .account import CONVERSION, Account
 from .card import CARD, is_generated, write_card
 from .repository import Repository, one_line_errors
@@ -20,7 +21,8 @@ UNWRITTEN = b"[More Information Needed]"  # the card that transformers puts into
 
 def complete_repository(repo: str, source: str, token: str | bool | None = None, revision: str | None = None) -> str:
     """Gives a repository the card (unless a person wrote it one), the account of `source` and a `SHA256SUMS` of all
-    that is in it, and returns the address of the commit.
+    that is in it, and returns the address of the commit. A signature and a bill of materials of what was there before
+    are deleted.
 
     Args:
         source: Folder or Hub id that the model was loaded from.
@@ -39,14 +41,18 @@ def complete_repository(repo: str, source: str, token: str | bool | None = None,
         if UNWRITTEN in card or is_generated(card):
             write_card(written, repo)
         files = {path.name: path for path in written.iterdir()}
-        digests = {name: there.digest(name) for name in there.names - files.keys() - {MANIFEST}}
+        stale = sorted(there.names & {SIGNATURE, AIBOM})
+        digests = {name: there.digest(name) for name in there.names - files.keys() - {MANIFEST, *stale}}
         digests |= {name: sha256(path) for name, path in files.items()}
-        additions = [CommitOperationAdd(name, path) for name, path in files.items()]
-        additions.append(CommitOperationAdd(MANIFEST, manifest_text(digests).encode()))
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+        operations.append(CommitOperationAdd(MANIFEST, manifest_text(digests).encode()))
         message = "Card, account and manifest"
         commit = api.create_commit(
-            repo, additions, commit_message=message, parent_commit=there.commit, revision=revision
+            repo, operations, commit_message=message, parent_commit=there.commit, revision=revision
         )
+    if stale:
+        note(f"{' and '.join(stale)} of {repo} were of what was there before and are deleted: publish with --sign.")
     return commit.commit_url
 
 

@@ -33,7 +33,7 @@ REMEDIES = {
 
 @dataclass
 class Repository:
-    """A model repository at its newest commit.
+    """A repository at its newest commit.
 
     Attributes:
         repo: Hub id.
@@ -42,6 +42,7 @@ class Repository:
         names: Its files.
         listed: What its `SHA256SUMS` says of them, nothing where it has none.
         stored: SHA-256 of its large files, as the Hub states it.
+        kind: `model` or `space`.
     """
 
     repo: str
@@ -52,30 +53,34 @@ class Repository:
     names: set[str] = field(default_factory=set)
     listed: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
+    kind: str = "model"
 
     @classmethod
-    def find(cls, api: HfApi, repo: str, folder: Path) -> "Repository | None":
+    def find(cls, api: HfApi, repo: str, folder: Path, kind: str = "model") -> "Repository | None":
         """The repository as it is; `None` where there is none that this user may see. See `read`."""
         try:
-            return cls.read(api, repo, folder)
+            return cls.read(api, repo, folder, kind=kind)
         except RepositoryNotFoundError as error:
             if error.response.status_code == 404:
                 return None
             raise
 
     @classmethod
-    def read(cls, api: HfApi, repo: str, folder: Path, revision: str | None = None) -> "Repository":
+    def read(
+        cls, api: HfApi, repo: str, folder: Path, revision: str | None = None, kind: str = "model"
+    ) -> "Repository":
         """The repository as it is.
 
         Args:
             folder: Where its small files are fetched to.
             revision: Branch; by default the main one.
+            kind: `model` or `space`.
         """
-        info = api.model_info(repo, revision=revision)
-        listed = api.list_repo_tree(repo, recursive=True, revision=info.sha)
+        info = api.repo_info(repo, revision=revision, repo_type=kind)
+        listed = api.list_repo_tree(repo, recursive=True, revision=info.sha, repo_type=kind)
         files = {file.path: file for file in listed if isinstance(file, RepoFile)}
         stored = {name: file.lfs.sha256 for name, file in files.items() if file.lfs is not None}
-        found = cls(repo, str(info.sha), bool(info.private), api, folder, set(files), stored=stored)
+        found = cls(repo, str(info.sha), bool(info.private), api, folder, set(files), stored=stored, kind=kind)
         if MANIFEST in found.names:
             with suppress(ValueError):  # edited by hand, it tells nothing of the other files
                 found.listed = read_manifest(found.fetch(MANIFEST))
@@ -83,7 +88,8 @@ class Repository:
 
     def fetch(self, name: str) -> Path:
         """One of its files, on this machine."""
-        return Path(self.api.hf_hub_download(self.repo, name, revision=self.commit, local_dir=self.folder))
+        place = {"revision": self.commit, "local_dir": self.folder, "repo_type": self.kind}
+        return Path(self.api.hf_hub_download(self.repo, name, **place))
 
     def digest(self, name: str) -> str:
         """SHA-256 of one of its files; a large one is not downloaded for it."""
@@ -114,20 +120,20 @@ def check_access(api: HfApi, repo: str):
 
 
 @contextmanager
-def complete_or_removed(api: HfApi, repo: str, private: bool) -> Generator[None]:
+def complete_or_removed(api: HfApi, repo: str, private: bool, kind: str = "model") -> Generator[None]:
     """A new repository, private until it is complete: whatever happens meanwhile, nobody is shown an empty one."""
-    api.create_repo(repo, private=True)
+    api.create_repo(repo, private=True, repo_type=kind, space_sdk="gradio" if kind == "space" else None)
     try:
         yield
     except BaseException as error:
         try:
-            api.delete_repo(repo, missing_ok=True)
+            api.delete_repo(repo, missing_ok=True, repo_type=kind)
         except (HTTPError, OSError):
             error.add_note("And an empty private repository of that name stays: publish again, or delete it.")
         raise
     try:
         if not private:
-            api.update_repo_settings(repo, private=False)
+            api.update_repo_settings(repo, private=False, repo_type=kind)
     except (HTTPError, OSError) as error:
         error.add_note("All was uploaded, but the repository is still private: change that in its settings.")
         raise

@@ -5,8 +5,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..checkpoint import (
+    AIBOM,
     MANIFEST,
     SCORES,
+    SIGNATURE,
     finished_file,
     manifest_text,
     read_manifest,
@@ -22,27 +24,35 @@ from ..inference.stored_weights import (
     stored_tensors,
     weight_problems,
 )
+from .aibom import aibom_problems
 from .answer_end import end_problem, stated_ends
+from .signing import Trust, signature_problems
 
 UNLISTED = f"is not listed in {MANIFEST}."
 # What a person writes or edits; nothing that a loader reads.
-DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "licenses/*", "*.cff", "*.bib", SCORES)
+DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "licenses/*", "*.cff", "*.bib", SCORES, AIBOM, SIGNATURE)
 TELLING = ("config.json", "safetensors", "tokenizer.json", MANIFEST)
 
 
-def verify_folder(folder: Path) -> list[str]:
+def verify_folder(folder: Path, trust: Trust | None = None) -> list[str]:
     """Problems of a checkpoint folder, one sentence each; none if it is whole.
 
-    Checks the SHA-256 of every file, that the weights are exactly the tensors of the configured model and finite, and
-    that tokenizer, image token and embedding table fit one another.
+    Checks the SHA-256 of every file, that a signature and a bill of materials, where there are such, are of these very
+    files, that the weights are exactly the tensors of the configured model and finite, and that tokenizer, image token
+    and embedding table fit one another.
+
+    Args:
+        trust: Whose signature there has to be. Without it nobody's is asked for, and it is not known whose one is.
 
     Raises:
         FileNotFoundError: There is no such folder, or it has no `SHA256SUMS`.
+        ImportError: `trust` is given, and model-signing is not installed.
+        ValueError, OSError: The key of `trust` is none.
     """
     folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
-    problems = _manifest_problems(folder)
+    problems = _manifest_problems(folder) + _seal_problems(folder, trust)
     if any(name in problem for problem in problems for name in TELLING if not problem.endswith(UNLISTED)):
         return problems  # what is not the written file has nothing to say about the others
     try:
@@ -80,6 +90,14 @@ def _manifest_problems(folder: Path) -> list[str]:
         return verify_manifest(folder)
     except ValueError:  # a line of another form, or bytes that are no text
         return [f"{MANIFEST} has changed: it is not a list of sha256sum any more."]
+
+
+def _seal_problems(folder: Path, trust: Trust | None) -> list[str]:
+    try:
+        listed = read_manifest(folder / MANIFEST)
+    except ValueError:  # a problem already: nothing can be compared with such a list
+        return []
+    return signature_problems(folder, listed, trust) + aibom_problems(folder, listed)
 
 
 def _part_problems(folder: Path) -> list[str]:

@@ -191,9 +191,10 @@ def _suitable_dtype(config: transformers.PreTrainedConfig, device: torch.device)
     text = config.get_text_config()
     if 12 * text.num_hidden_layers * text.hidden_size**2 <= LARGEST_IN_FLOAT32:
         return torch.float32  # holds every number of float16, so there is nothing to be said
-    _note("computing in bfloat16, which rounds the weights: the stored float16 is slow on a CPU.")
+    note("computing in bfloat16, which rounds the weights: the stored float16 is slow on a CPU.")
     return torch.bfloat16
 
 
-def _note(text: str):
+def note(text: str):
+    """Says a sentence on stderr that is to be read whatever is hushed."""
     print(f"jminigpt4: {text}", file=sys.stderr, flush=True)

@@ -106,3 +106,4 @@ def test_card_names_every_source():
     ):
         assert owner in card, owner
     assert "license: cc-by-4.0" in card
+    assert "| vision | vision | apache-2.0 |" in card and "not stated" not in card and "| ? |" not in card

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from ..checkpoint import (
     MANIFEST,
     finished_folder,
+    of_one_state,
     open_weights,
     read_json_object,
     read_weight_map,
     write_manifest,
 )
-from ..inference.loading import checkpoint_config
+from ..inference.loading import checkpoint_config, note
 from .merging import PROJECTION_PREFIX, TrainedWeights, trained_before, unmergeable
 from .recipe import Recipe
 
@@ -56,7 +57,7 @@ def export(base: str | os.PathLike, projection: str | os.PathLike, output: str |
     none); the others are written anew, tensors in the dtype that they had. The projection gets a file of its own, to
     which the index points. A file of `base` that holds nothing but the old projection is left out; where the old one
     lies among other weights that are taken over it stays there unread: the index names, and loaders read last, the
-    new.
+    new. What speaks of `base` alone, a signature, a bill of materials or scores, is left out, and named on stderr.
 
     Args:
         base: Folder or Hub name of the model that was trained.
@@ -87,7 +88,7 @@ def export(base: str | os.PathLike, projection: str | os.PathLike, output: str |
     placed = {name: names[file] for name, file in files.items() if name not in old}
     placed |= dict.fromkeys(trained.projection, SHARD)
     with finished_folder(output) as folder:
-        _take_over(base, folder, {file: names[file] for file in names if file not in renewed})
+        left_out = _take_over(base, folder, {file: names[file] for file in names if file not in renewed})
         for file in sorted(renewed - only_old):
             _renew(base / file, folder / names[file], trained)
         parts = sorted({*trained.parts, *trained_before(base / SHARD)})
@@ -100,17 +101,25 @@ def export(base: str | os.PathLike, projection: str | os.PathLike, output: str |
         index = {"metadata": {"total_size": sizes}, "weight_map": dict(sorted(placed.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         write_manifest(folder)
+    if left_out:
+        note(f"{', '.join(left_out)} of {base} speak of that folder alone and are not in {output}.")
     return Path(output)
 
 
-def _take_over(base: Path, folder: Path, weights: dict[str, str]):
-    """All files of a base but its lists and those weights that `weights` does not name."""
-    stored = {*_weight_map(base).values()}
+def _take_over(base: Path, folder: Path, weights: dict[str, str]) -> list[str]:
+    """All files of a base but its lists, what speaks of it alone, and those weights that `weights` does not name.
+    Returns the names of what speaks of it alone."""
+    stored, of_base = {*_weight_map(base).values()}, []
     for path in sorted(base.rglob("*")):
         name = path.relative_to(base).as_posix()
         left_out = name in {MANIFEST, INDEX} or (name in stored and name not in weights)
-        if path.is_file() and not left_out and not name.startswith((".git/", ".cache/")):
+        if not path.is_file() or left_out or name.startswith((".git/", ".cache/")):
+            continue
+        if of_one_state(name):
+            of_base.append(name)
+        else:
             _take(path, folder / weights.get(name, name))
+    return of_base
 
 
 def _renew(source: Path, target: Path, trained: TrainedWeights):

@@ -5,6 +5,7 @@ A file appears under its name only when it is complete, is read by ranges, and i
 
 import os
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -49,6 +50,7 @@ class LocalFiles:
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self._open: OrderedDict[str, int] = OrderedDict()
+        weakref.finalize(self, _close, self._open)
 
     def names(self) -> list[str]:
         """Names of all files."""
@@ -119,7 +121,8 @@ class LocalFiles:
         Raises:
             OSError: The folder cannot be written.
         """
-        self.close(name)
+        if name in self._open:
+            os.close(self._open.pop(name))
         try:
             os.rename(self.folder / name, self.folder / f"{DAMAGED}{name}")
         except FileNotFoundError:
@@ -130,14 +133,10 @@ class LocalFiles:
         """Removes what killed processes left half written."""
         remove_unfinished(self.folder)
 
-    def close(self, name: str | None = None):
-        """Closes a file, or all."""
-        for each in list(self._open) if name is None else [name]:
-            with suppress(KeyError):
-                os.close(self._open.pop(each))
 
-    def __del__(self):
-        self.close()
+def _close(opened: dict[str, int]):
+    for descriptor in opened.values():
+        os.close(descriptor)
 
 
 def _read(descriptor: int, wanted: Range) -> np.ndarray:
@@ -235,6 +234,3 @@ class RemoteFiles:
 
     def remove_unfinished(self):
         """Nothing is left half written there."""
-
-    def close(self, name: str | None = None):
-        """Nothing is open."""

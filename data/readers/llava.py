@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 
 from ..fields import PictureFields
-from ..json_files import begins_with, first_keys, numbered_lines, parse_object, read_list
+from ..json_entries import list_entries
+from ..json_files import begins_with, first_keys, numbered_lines, parse_object
 from ..own_rows import place_pictures
 from ..pictures import PictureFolders
 from ..rows import IMAGE, PICTURE, BadRow, Message, Row, row_or_fault
@@ -79,7 +80,7 @@ def read_llava(path: Path, folders: PictureFolders, source: str, language: str =
         for number, line in numbered_lines(path):
             yield row_or_fault(path, f"line {number}", lambda line: read(parse_object(line)), line)
         return
-    for number, entry in enumerate(read_list(path)):
+    for number, entry in enumerate(list_entries(path)):
         name = entry.get("id") if isinstance(entry, dict) else None
         yield row_or_fault(path, f"row {number} (id {name!r:.40})", read, entry)
 

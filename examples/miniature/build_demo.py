@@ -18,6 +18,8 @@ SEED = 0
 SAMPLE_ARTIST, SAMPLE_SIZE = "twemoji", 320
 CARD = Path(__file__).parent / "card.md"
 PARTS = "## Parts"
+# The encoder is another's; what was trained with drawings passes on the least permissive of their licences.
+LICENCES = {"vision": "apache-2.0", "qformer": "cc-by-4.0", "language": "cc-by-4.0"}
 
 
 def write_samples(drawings: list[Drawing], folder: Path) -> None:
@@ -50,8 +52,7 @@ def write_card(folder: Path, work: Path) -> None:
         table=(work / "table.md").read_text(encoding="utf-8").strip(),
     )
     head, _, tail = card.partition(PARTS)
-    card = head.replace("license: other", "license: cc-by-4.0") + words + "\n" + PARTS + tail
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(head + words + "\n" + PARTS + tail, encoding="utf-8")
 
 
 def build(
@@ -61,6 +62,8 @@ def build(
     """Assemble the demo; an existing one is replaced when the new one is complete."""
     import shutil
 
+    for part, licence in LICENCES.items():
+        (work / part / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
     with finished_folder(out, replace=True) as folder:
         made = folder / "checkpoint"
         assemble(

@@ -117,14 +117,14 @@ class Driver:
 
     def wait_for_blocks(self, count: int):
         """Returns when there are so many, in the middle of the work."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while len(list(self.cache.glob("block-*"))) < count:
             assert time.monotonic() < end and self.process.poll() is None, self.process.communicate()[1]
             time.sleep(0.05)
 
     def end(self) -> list[list[str]]:
         """The bad pictures, when all is done."""
-        said, errors = self.process.communicate(timeout=180)
+        said, errors = self.process.communicate(timeout=600)
         assert self.process.returncode == 0, errors
         return json.loads(said.splitlines()[-1])
 

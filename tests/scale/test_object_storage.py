@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from jminigpt4.data.files import MAX_PICTURE_BYTES
 from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from jminigpt4.convert.card import write_card
 
 
 class Hub(ThreadingHTTPServer):
-    """Model repositories of one branch in memory, with all that `huggingface_hub` asks for to create, upload, delete
+    """Repositories of one branch in memory, with all that `huggingface_hub` asks for to create, upload, delete
     and download them.
 
     Attributes:
@@ -37,6 +37,7 @@ class Hub(ThreadingHTTPServer):
         objects: Large files that were uploaded, by SHA-256, committed or not.
         fetched: Files that were downloaded.
         received: Names of requests: method and path, in order.
+        made: What repositories were asked for.
         fault: Called with the number of a request, its method and path; says what befalls it: a status to answer with,
             `cut` before or `cut after` it has its effect, or `kill` the `victim` before or `kill after`.
     """
@@ -51,6 +52,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.fetched: set[str] = set()
         self.received: list[str] = []
+        self.made: list[dict] = []
         self.fault = None
         self.victim = 0
         self.role = "write"
@@ -134,6 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server
         if self.parts == ["api", "repos", "create"]:
             given = json.loads(self.body)
+            hub.made.append(given)
             repo = f"{given.get('organization') or 'tester'}/{given['name']}"
             if repo in hub.repos:
                 return self.answer({"error": "exists", "url": f"{hub.url}/{repo}"}, 409)
@@ -264,6 +267,7 @@ def hub(loopback, monkeypatch):
     huggingface_hub.HfApi().whoami()  # what the client asks once in a process is asked
     loopback.objects.clear()
     loopback.received.clear()
+    loopback.made.clear()
     yield loopback
     loopback.fault = None
     huggingface_hub.close_session()

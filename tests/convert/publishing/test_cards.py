@@ -164,6 +164,17 @@ def test_languages_are_one_or_several(tmp_path):
     assert stated_list(card, "language") == ["ja", "en"]
 
 
+def test_a_card_says_what_to_cite(tmp_path):
+    """The article where it speaks Japanese, rinna's release where the projection is of theirs, the method always."""
+    release = {**CHECKPOINT, "repo": "rinna/bilingual-gpt-neox-4b-minigpt4"}
+    for name, prompt_format, projection in (("ja", "rinna-4b", release), ("en", "minigpt4", CHECKPOINT)):
+        Account(prompt_format=prompt_format, sources={"language": VICUNA, "projection": projection}).write(tmp_path)
+        card = write_card(tmp_path).read_text(encoding="utf-8")
+        assert "2304.10592" in card and "2301.12597" in card
+        assert ("zenn.dev/rinna/articles/5fad41e3f2a401" in card) == (name == "ja")
+        assert ("@misc{rinna-bilingual-gpt-neox-4b-minigpt4" in card) == (name == "ja")
+
+
 def test_a_card_is_known_from_one_that_was_edited(tmp_path):
     Account(prompt_format="plain").write(tmp_path)
     text = write_card(tmp_path).read_bytes()
