@@ -14,6 +14,7 @@ from .pictures import FilePicture, PictureFolders, RemotePicture, modified
 from .readers import DataSource, images_of, reader_of
 from .remote import RemotePath, is_url, listed
 
+FILES = FilePicture, RemotePicture
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
 
 
@@ -120,10 +121,10 @@ def _names(folder: str) -> set[str]:
 
 def _paths(batches: Callable[[], Iterator[tuple[int, Any]]]) -> Iterator[str]:
     """Paths of picture files, here and at addresses, distinct ones of each batch."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     for _, batch in batches():
         pictures = batch.column("pictures").flatten()
-        files = pc.is_in(pictures.field("kind"), pa.array([FilePicture.__name__, RemotePicture.__name__]))
+        kinds = (pc.call_function("equal", [pictures.field("kind"), each.__name__]) for each in FILES)
+        files = pc.call_function("or", list(kinds))
         yield from pc.call_function("unique", [pictures.field("path").filter(files)]).to_pylist()

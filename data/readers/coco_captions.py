@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from ..fields import Name, Number
 from ..json_entries import lists_entries
 from ..json_files import begins_with, mentions
-from ..pictures import FilePicture, PictureFolders, coco_names
+from ..pictures import Picture, PictureFolders, coco_names
 from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
 
@@ -42,7 +42,7 @@ def read_coco_captions(path: Path, folders: PictureFolders, source: str) -> Iter
         ValueError: The file is of another layout.
     """
     images, annotations = lists_entries(path, "images", "annotations")
-    pictures: dict[int, FilePicture] = {}
+    pictures: dict[int, Picture] = {}
     for place, each in enumerate(images):
         image = row_or_fault(path, f"image {place}", CocoImage.model_validate, each)
         if isinstance(image, BadRow):

@@ -124,7 +124,9 @@ def test_an_unknown_kind_of_address_is_named():
 
 
 def test_the_only_folder_is_not_listed(bucket, monkeypatch):
-    monkeypatch.setattr(remote, "listed", lambda folder: pytest.fail("a bucket of 400 million pictures was listed"))
+    monkeypatch.setattr(
+        "jminigpt4.data.pictures.listed", lambda folder: pytest.fail("a bucket of 400 million pictures was listed")
+    )
     folders = PictureFolders(["memory://bucket/set/"])
     assert folders.find("a/犬.png") == RemotePicture("memory://bucket/set/a/犬.png")
     assert folders.find("/here/a.png") == FilePicture("/here/a.png")
@@ -151,7 +153,8 @@ def test_coco_pictures_at_an_address_are_found_under_all_their_names(bucket):
 @pytest.mark.parametrize(
     "name",
     [
-        *("memory://other/a.png", "https://host/a.png", "memory://bucketeer/a.png", "s3://bucket/pictures/a.png"),
+        *("memory://other/a.png", "https://host/a.png", "s3://bucket/pictures/a.png"),
+        *("memory://bucket/pictures-of-others/a.png", "memory://bucket/a.png"),
         *("memory://bucket/pictures/../secret.png", "memory://bucket/pictures/%2e%2e/secret.png"),
         *("../secret.png", "a/../../secret.png", "..\\secret.png", "%2E%2E/secret.png"),
     ],
@@ -197,6 +200,17 @@ def test_a_data_file_at_an_address_is_read_where_it_lies(bucket, tmp_path, draw)
     assert row.pictures[0].read() == (tmp_path / "1.png").read_bytes() and row.image_ids == ("rows:1.png",)
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/set/other.jsonl does not exist"):
         read_source(DataSource("memory://bucket/set/other.jsonl"))
+
+
+def test_stair_captions_at_an_address_find_their_pictures_there(bucket):
+    """As STAIR distributes them: one JSON of two lists, pictures under 2014's names; here in 2017's folders."""
+    images = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in (9, 25)]
+    captions = [{"id": number, "image_id": number, "caption": f"犬{number}"} for number in (9, 25)]
+    whole = json.dumps({"images": images, "annotations": captions}, ensure_ascii=False)
+    bucket({"stair/val.json": whole.encode()} | {f"coco/val2017/{number:012d}.jpg": b"1" for number in (9, 25)})
+    rows = read_source(DataSource("memory://bucket/stair/val.json", images="memory://bucket/coco"))
+    assert [row.answer for row in rows] == ["犬9", "犬25"] and rows[0].image_ids == ("coco:9",)
+    assert rows[1].pictures == (RemotePicture("memory://bucket/coco/val2017/000000000025.jpg"),)
 
 
 def test_a_path_at_an_address(bucket):

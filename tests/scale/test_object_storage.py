@@ -1,5 +1,6 @@
 """Pictures, data files and the store on S3, and pictures of a web server: servers of this process."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -11,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from jminigpt4.data.files import MAX_PICTURE_BYTES
-from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture
+from jminigpt4.data.pictures import FilePicture, PictureFolders, RemotePicture, TablePicture
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -52,10 +53,16 @@ def table(contents: list[bytes]) -> bytes:
     return file.getvalue()
 
 
-def test_files_tars_and_tables_on_s3_become_features_on_s3(
-    bucket, cluster, drawings, features, checkpoint, tmp_path, monkeypatch
-):
-    """By Ray and by this machine, to the same bits as from files; a bad picture is said with the same sentence."""
+@pytest.fixture(params=["local", "ray"])
+def engine(request) -> list[str]:
+    """Options of an engine."""
+    if request.param == "local":
+        return []
+    return ["--engine", "ray", "--address", request.getfixturevalue("cluster").address]
+
+
+def test_files_tars_and_tables_on_s3_become_features_on_s3(bucket, engine, drawings, features, checkpoint, tmp_path):
+    """To the same bits as from files, by either engine; a bad picture is said with the ordinary sentence."""
     from jminigpt4.train.features import FeatureCache
     from jminigpt4.train.ray_features import Job
     from jminigpt4.train.recipe import Recipe
@@ -68,34 +75,26 @@ def test_files_tars_and_tables_on_s3_become_features_on_s3(
     rows = tmp_path / "rows.jsonl"
     names = [*(f"{number}.png" for number in range(10)), "cut.png"]
     rows.write_text("".join(json.dumps({"image": name, "caption": "犬"}) + "\n" for name in names))
-    data = [rows, "s3://pictures/tars/0.tar", "s3://pictures/tables/0.parquet", "--images", "s3://pictures/files"]
-    data += ["--dtype", "float32"]
-    ray = ("--engine", "ray", "--address", cluster.address)
-    said, warned = features(checkpoint, "s3://pictures/store", *data, *ray)
-    assert said.splitlines()[-1] == "30 pictures in s3://pictures/store; 1 bad"
-    here, warned_here = features(checkpoint, tmp_path / "here", *data)
-    assert here.splitlines()[-1] == f"30 pictures in {tmp_path / 'here'}; 1 bad"
-    lines = [[line for line in each.splitlines() if line.startswith("left out:")] for each in (warned, warned_here)]
-    assert lines[0] == lines[1] and "s3://pictures/files/cut.png" in lines[0][0]
-
+    store = f"s3://pictures/store-{len(engine)}"
+    command = [checkpoint, store, rows, "s3://pictures/tars/0.tar", "s3://pictures/tables/0.parquet"]
+    command += ["--images", "s3://pictures/files", "--dtype", "float32", *engine]
+    said, warned = features(*command)
+    assert said.splitlines()[-1] == f"30 pictures in {store}; 1 bad"
     files = Job(str(checkpoint), str(tmp_path / "files"), Recipe(cache_dtype="float32")).open()
     files.fill(map(FilePicture, paths), progress=False)
+    (line,) = (line for line in warned.splitlines() if line.startswith("left out: "))
+    with pytest.raises(ValueError) as sentence:
+        files.encoder.image_processor.to_rgb(contents[0][:60], "s3://pictures/files/cut.png")
+    assert line == f"left out: {sentence.value}"
     expected = files.features([FilePicture(path) for path in paths])
+    cache = FeatureCache(store, files.encoder, "float32")
     remote = [RemotePicture(f"s3://pictures/files/{number}.png") for number in range(10)]
-    for folder in ("s3://pictures/store", str(tmp_path / "here")):
-        cache = FeatureCache(folder, files.encoder, "float32")
-        assert torch.equal(cache.features(remote), expected[:10])
-        assert all(cache.store.has_content(each) for each in map(_digest, contents))
-
-    monkeypatch.setattr(RemotePicture, "read", lambda self: pytest.fail("a picture was read that the store has"))
-    again, _ = features(checkpoint, "s3://pictures/store", *data[:3], "--images", "s3://pictures/files", *data[-2:])
-    assert again.splitlines()[-1].startswith("30 pictures")
-
-
-def _digest(content: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(content).digest()
+    cells = [TablePicture("s3://pictures/tables/0.parquet", number, "image") for number in range(10)]
+    assert torch.equal(cache.features([*remote, *cells]), expected[[*range(10), *range(20, 30)]])
+    assert all(cache.store.has_content(hashlib.sha256(content).digest()) for content in contents)
+    blocks = cache.store.files.names()
+    again, _ = features(*command)
+    assert again.splitlines()[-1] == f"30 pictures in {store}; 1 bad" and cache.store.files.names() == blocks
 
 
 def test_a_picture_on_s3(bucket):

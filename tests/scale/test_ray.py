@@ -13,7 +13,7 @@ from safetensors import safe_open
 from jminigpt4.data.pictures import FilePicture
 from jminigpt4.train.recipe import Recipe
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(900)]
 TOGETHER = 16
 
 
@@ -100,7 +100,7 @@ def test_the_driver_killed_and_started_again(cluster, driver, drawings, checkpoi
 
 def wait_for_nobody():
     """Returns when Ray has ended the tasks and actors of the killed driver."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while busy():
         assert time.monotonic() < end
         time.sleep(0.1)

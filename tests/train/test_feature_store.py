@@ -254,6 +254,7 @@ def test_no_byte_of_an_index_can_be_damaged_and_go_unnoticed(tmp_path, capsys):
         before = {path.name for path in tmp_path.iterdir()}
         named += _right_or_said(tmp_path, range(SCATTERED + 1))
         for path in tmp_path.glob("damaged-*"):
+            assert path.name == f"damaged-{index.name}"  # and no block for it
             path.rename(tmp_path / path.name.removeprefix("damaged-"))
         assert {path.name for path in tmp_path.iterdir()} == before
         index.write_bytes(content)

@@ -11,7 +11,7 @@ from jminigpt4 import extras
 from jminigpt4.cli import app
 from jminigpt4.data.pictures import FilePicture
 from jminigpt4.train import ray_features
-from jminigpt4.train.features import FeatureCache
+from jminigpt4.train.features import FeatureCache, PictureEncoder
 from jminigpt4.train.ray_features import Job, _decode, _Encoding, _own, _write
 from jminigpt4.train.recipe import Recipe
 
@@ -93,6 +93,17 @@ def test_the_same_block_written_twice_is_one(pipeline, pictures, tmp_path):
     assert (tmp_path / "ray" / names[0]).read_bytes() == content and len(first) == len(again) == 3
 
 
+def test_all_batches_are_of_one_size(pipeline, checkpoint, pictures, tmp_path, monkeypatch):
+    """Whichever engine fills the store: on many processors the last bits of a matrix product depend on its height."""
+    encode, sizes = PictureEncoder.encode, []
+    monkeypatch.setattr(
+        PictureEncoder, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels)
+    )
+    pipeline(tmp_path / "ray", pictures)
+    Job(str(checkpoint), str(tmp_path / "one"), Recipe(), batch_size=4).open().fill(pictures, progress=False)
+    assert len(sizes) >= 6 and all(size % 4 == 0 for size in sizes)
+
+
 def test_a_picture_has_the_same_bits_whatever_is_encoded_with_it(checkpoint, tmp_path):
     encoder = Job(str(checkpoint), str(tmp_path), Recipe(), batch_size=4).open().encoder
     pixels = torch.rand(11, 3, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -104,7 +115,7 @@ def test_a_picture_has_the_same_bits_whatever_is_encoded_with_it(checkpoint, tmp
 
 def test_a_node_with_another_checkpoint_is_refused(checkpoint, make_model, processor, tmp_path):
     model = make_model(seed=7)
-    FeatureCache(tmp_path / "cache", ray_features.PictureEncoder(model, processor), "float32")
+    FeatureCache(tmp_path / "cache", PictureEncoder(model, processor), "float32")
     with pytest.raises(ValueError, match="another encoder"):
         _Encoding(Job(str(checkpoint), str(tmp_path / "cache"), Recipe(cache_dtype="float32")))
 
