@@ -170,7 +170,6 @@ def _results(
 ) -> Iterator[tuple[int, list[BadPicture]]]:
     """Numbers of pictures that are done, and the bad ones among them, as they come."""
     import pyarrow as pa
-
     import ray
 
     tables = [
