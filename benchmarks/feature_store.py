@@ -13,8 +13,8 @@ disk), in 1,000 blocks. The last line is JSON.
 """
 
 import argparse
-import contextlib
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,8 +95,7 @@ def write_table(folder: Path, count: int, shape: tuple[int, int], kind: str):
             yield pa.record_batch([array], schema=schema)
 
     if kind == "lance":
-        import lance
-
+        lance: Any = importlib.import_module("lance")
         reader = pa.RecordBatchReader.from_batches(schema, batches())
         lance.write_dataset(reader, str(folder / "set"), max_rows_per_file=max(BLOCK, count // 50))
         return
@@ -117,8 +117,7 @@ def reader(folder: Path, shape: tuple[int, int], kind: str) -> Callable[[np.ndar
         store = open_store(folder, shape)
         return lambda numbers: store.features([known(number) for number in numbers.tolist()])
     if kind == "lance":
-        import lance
-
+        lance: Any = importlib.import_module("lance")
         opened = lance.dataset(str(folder / "set"))
         return lambda numbers: opened.take(numbers.tolist(), columns=["features"])
     return _arrow_reader(folder, shape) if kind == "arrow" else _parquet_reader(folder, shape)
@@ -171,9 +170,8 @@ def maps() -> int:
 
 def timed_reads(folder: Path, count: int, shape: tuple[int, int], kind: str, cold: bool) -> dict[str, float]:
     """In a process of its own: how long opening and a read take, and what they cost."""
-    with contextlib.suppress(ImportError):
-        import lance  # noqa: F401
-        import pyarrow.parquet  # noqa: F401
+    for module in {"lance": ["lance"], "store": []}.get(kind, ["pyarrow.parquet"]):
+        importlib.import_module(module)
     if cold:
         forget(folder)
     before, mapped, began = resident(), maps(), time.perf_counter()
@@ -195,9 +193,9 @@ def timed_reads(folder: Path, count: int, shape: tuple[int, int], kind: str, col
     }
 
 
-def formats(folder: Path, count: int) -> dict:
-    found = {}
-    for kind in FORMATS:
+def formats(folder: Path, count: int, kinds: list[str]) -> dict:
+    found: dict[str, dict[str, Any]] = {}
+    for kind in kinds:
         if kind == "lance" and importlib.util.find_spec("lance") is None:
             print("lance: `pip install pylance` to measure it", flush=True)
             continue
@@ -292,7 +290,7 @@ def fill(folder: Path, count: int) -> dict:
     place = folder / "photographs"
     place.mkdir()
     pictures = photographs(place, count, (640, 480))
-    found: dict = {"pictures": count}
+    found: dict[str, Any] = {"pictures": count, "equal": True}
     for workers in (0, 1, 2):
         cache = FeatureCache(folder / f"filled-{workers}", PictureEncoder(model, processor))
         began, wall = time.process_time(), time.perf_counter()
@@ -301,7 +299,6 @@ def fill(folder: Path, count: int) -> dict:
         found[f"workers_{workers}"] = {"ms_of_own_cpu": round(1e3 * own / count, 2), "per_s": round(count / wall, 1)}
         spent = f"{1e3 * own / count:.1f} ms of CPU time of the encoder's process a picture"
         print(f"fill, {workers} workers: {spent}, {count / wall:.0f}/s", flush=True)
-        found.setdefault("equal", True)
         first = FeatureCache(folder / "filled-0", PictureEncoder(model, processor))
         found["equal"] &= bool(torch.equal(cache.features(pictures), first.features(pictures)))
     shutil.rmtree(place)
@@ -356,6 +353,7 @@ def main():
     parser.add_argument("--indexed", type=int, help="how many, for the index")
     parser.add_argument("--folder", help="where to write; default: the system's for temporary files")
     parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--format", choices=FORMATS, action="append")
     parser.add_argument("--apart", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.apart:
@@ -366,12 +364,12 @@ def main():
             print(json.dumps(timed_index(Path(place), int(count))))
         return
     count = options.pictures or (4_000 if options.quick else 100_000)
-    found: dict = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         for part in options.only or PARTS:
             if part == "formats":
-                found[part] = {"pictures": count, **formats(folder, count)}
+                found[part] = {"pictures": count, **formats(folder, count, options.format or list(FORMATS))}
             elif part == "index":
                 found[part] = index(folder, options.indexed or (100_000 if options.quick else 1_000_000))
             else:
