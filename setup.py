@@ -12,7 +12,7 @@ ROOMS = ("data", "inference", "serving", "convert", "train", "refine", "chat", "
 
 
 EXTRAS = {
-    "train": ["datasets>=3", "matplotlib", "peft>=0.18", "pyyaml"],
+    "train": ["datasets>=3", "matplotlib", "peft>=0.18", "pyarrow", "pyyaml"],
     "chat": ["gradio>=6.31,<7", "prompt_toolkit"],
     "serve": ["starlette", "uvicorn"],
     "evaluate": [

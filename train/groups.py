@@ -176,7 +176,7 @@ class Groups(Sequence[Group]):
         """Numbers, in the grouping, of the groups with a picture called so."""
         rows = self.grouping.table.rows_about(names)
         found = [
-            np.searchsorted(self.grouping.starts[:], start + hits, side="right") - 1
+            np.searchsorted(np.asarray(self.grouping.starts), start + hits, side="right") - 1
             for start in range(0, len(self.grouping.rows), CHUNK)
             if len(hits := np.flatnonzero(np.isin(self.grouping.rows[start : start + CHUNK], rows)))
         ]
