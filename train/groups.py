@@ -233,7 +233,7 @@ def _write(folder: Path, arrays: dict[str, Any], meta: dict[str, Any]):
     with finished_folder(folder, replace=True) as temporary:
         for name, values in arrays.items():
             (temporary / f"{name}.bin").write_bytes(memoryview(values))
-        (temporary / META).write_text(json.dumps(meta))
+        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _arrays(
