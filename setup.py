@@ -12,7 +12,7 @@ ROOMS = ("data", "inference", "serving", "convert", "train", "refine", "chat", "
 
 
 EXTRAS = {
-    "train": ["datasets>=3", "fsspec>=2023.9", "matplotlib", "peft>=0.18", "pyyaml", "tenacity"],
+    "train": ["datasets>=3", "fsspec>=2023.9", "matplotlib", "peft>=0.18", "pyarrow", "pyyaml", "tenacity"],
     "chat": ["gradio>=6.31,<7", "prompt_toolkit"],
     "serve": ["starlette", "uvicorn"],
     "evaluate": [

@@ -55,11 +55,10 @@ class Numbers:
 
     def __getitem__(self, where: Any) -> Any:
         """A number, or a copy of some."""
-        found = self.values[where]
-        found = found.copy() if isinstance(found, np.ndarray) else found
+        found = self.values[where].copy()
         self._file.touched()
         return found
 
-    def let_go(self):
-        """See [`Mapped.let_go`]."""
-        self._file.let_go()
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, mapped."""
+        return np.array(self.values, dtype) if copy else np.asarray(self.values, dtype)

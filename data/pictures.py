@@ -238,6 +238,7 @@ class PictureFolders:
         self.missing: dict[str, tuple[str, ...]] = {}
         self.listed: dict[str, int | None] = {}
         self._entries: dict[str, dict[str, str]] = {}
+        self._below_folder: dict[tuple[str, str], dict[str, str]] = {}
         self._below: list[str] | None = None
 
     def find(self, *names: str) -> FilePicture | RemotePicture:
@@ -259,7 +260,7 @@ class PictureFolders:
             if is_url(name):
                 return self._addressed(name)
         numbers = {number for name in wanted if (number := coco_number(name)) is not None}
-        candidates = [*wanted, *(other for number in numbers for other in coco_names(number))]
+        candidates = [*wanted, *(other for number in numbers for other in coco_names(number))] if numbers else wanted
         if len(self.folders) == len(candidates) == 1 and is_url(self.folders[0]):
             return picture_at(_joined(self.folders[0], wanted[0]))
         for name in candidates:
@@ -290,7 +291,10 @@ class PictureFolders:
     def _path(self, folder: str, name: str) -> str | None:
         """Path of `name` below `folder`, spelt as on the disk."""
         above, last = os.path.split(name)
-        return self._listed(_joined(folder, above) if above else folder).get(last)
+        place = (folder, above)
+        if place not in self._below_folder:
+            self._below_folder[place] = self._listed(_joined(folder, above) if above else folder)
+        return self._below_folder[place].get(last)
 
     def _listed(self, folder: str) -> dict[str, str]:
         """Entries of a folder by their composed names, as paths on the disk."""

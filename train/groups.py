@@ -176,7 +176,7 @@ class Groups(Sequence[Group]):
         """Numbers, in the grouping, of the groups with a picture called so."""
         rows = self.grouping.table.rows_about(names)
         found = [
-            np.searchsorted(self.grouping.starts[:], start + hits, side="right") - 1
+            np.searchsorted(np.asarray(self.grouping.starts), start + hits, side="right") - 1
             for start in range(0, len(self.grouping.rows), CHUNK)
             if len(hits := np.flatnonzero(np.isin(self.grouping.rows[start : start + CHUNK], rows)))
         ]
@@ -233,7 +233,7 @@ def _write(folder: Path, arrays: dict[str, Any], meta: dict[str, Any]):
     with finished_folder(folder, replace=True) as temporary:
         for name, values in arrays.items():
             (temporary / f"{name}.bin").write_bytes(memoryview(values))
-        (temporary / META).write_text(json.dumps(meta))
+        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _arrays(
@@ -268,7 +268,7 @@ def _gather(table: Rows, excluded: np.ndarray, without_pictures: bool) -> dict[s
     """Columns of all rows by their number: `keys` `(n, 2)` of all pictures of a row, and how many `counts` they are;
     and the `numbers` of the rows that stay."""
     count = len(table)
-    found = {"keys": np.empty((count, 2), ">u8"), "content": np.empty((count, 2), ">u8")}
+    found: dict[str, np.ndarray] = {name: np.empty((count, 2), ">u8") for name in ("keys", "content")}
     found |= {name: np.empty(count, kind) for name, kind in (("counts", "<u4"), ("sides", "<u8"))}
     found |= {name: np.empty(count, "<u4") for name in ("text_bytes", "turn_count")}
     for start, batch in table.batches():

@@ -125,10 +125,8 @@ def test_sources_are_spread_over_an_epoch_and_shuffled_in_a_step():
     """A rare one comes up everywhere in the epoch; each process gets of all sources."""
     order = SampleOrder([1000, 1000, 3], 20, seed=5)
     assert all(abs(sum(source == 0 for source, _ in order.step(step)) - 10) <= 1 for step in range(100))
-    rare = [
-        step for epoch in range(40) for step in range(100) if any(s == 2 for s, _ in order.step(100 * epoch + step))
-    ]
-    assert len({step // 10 for step in rare}) == 10
+    rare = [step % 101 for step in range(40 * 101) if any(source == 2 for source, _ in order.step(step))]
+    assert order.steps_per_epoch == 101 and len(rare) == 120 and len(set(rare)) > 40
     assert {source for source, _ in order.step(3, rank=0, world=2)} == {0, 1}
 
 

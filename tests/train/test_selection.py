@@ -74,7 +74,9 @@ def test_ids_are_read_from_what_benchmarks_publish(tmp_path):
 
 def test_a_split_never_parts_a_picture_or_its_twin(twins):
     rows = [row(f"coco:{number}") for number in range(400) for _ in range(2)]
-    rows += [question_row("何?", "犬", FilePicture(f"{number}.jpg"), f"vg:{number}", "vg") for number in (1, 2, 3)]
+    twins.of |= {f"vg:{number}": f"coco:{number + 100}" for number in range(100, 150)}
+    questions = [*range(1, 4), *range(100, 150)]
+    rows += [question_row("何?", "犬", FilePicture(f"{number}.jpg"), f"vg:{number}", "vg") for number in questions]
 
     def halves(rows, share):
         return split(group(RowList(rows), np.empty(0, np.int64), twins, rows_per_picture=1), share)
@@ -82,7 +84,7 @@ def test_a_split_never_parts_a_picture_or_its_twin(twins):
     training, validation = halves(rows, 0.25)
     sides = [{twins.identity(each.image_ids[0]) for each in side} for side in (training, validation)]
     assert not sides[0] & sides[1]
-    assert len(training) + len(validation) == 803
+    assert len(training) + len(validation) == 853
     assert 0.2 < len(validation) / (len(training) + len(validation)) < 0.3
     again = halves(rows[100:], 0.25)[1]
     assert {each.image_ids for each in again} <= {each.image_ids for each in validation}
