@@ -59,7 +59,7 @@ class TablePicture:
     row: int
     column: str
     position: int | None
-    table: Any = field(compare=False, repr=False)
+    table: Any = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:

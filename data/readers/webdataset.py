@@ -1,97 +1,67 @@
 """Webdataset shards as img2dataset writes them (MiniGPT-4's stage 1: CC, SBU and LAION)."""
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
 
 from pydantic import BaseModel
 
-from ..files import open_regular
-from ..ids import image_id
-from ..json_files import decode, parse_object
-from ..pictures import FilePicture, PictureFolders
+from ..ids import image_id, known_id
+from ..pictures import PictureFolders
+from ..recognition import keys_of
+from ..row_context import RowContext
 from ..rows import BadRow, Row, caption_row, row_or_fault
-from .registry import reader
+from ..splits import training_parts
+from ..tar_samples import COMPRESSED, Sample, tar_samples, unpacked
+from .registry import layout_of, reader
 
-PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
-TEXT_ENDINGS = {"json", "txt"}
-MAX_TEXT = 1_000_000  # bytes
+ENDINGS = (".tar", *COMPRESSED)
 
 
 class Caption(BaseModel):
     """What img2dataset writes beside a picture, as far as it is read."""
 
     caption: str | None = None
+    url: str | None = None
 
 
 def _shards(path: Path) -> list[Path]:
-    return sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    every = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [shard for shard in every if shard.name.endswith(ENDINGS) and not shard.name.startswith(".")]
 
 
-@reader("webdataset", "webdataset tars of img2dataset", lambda path: bool(_shards(path)))
+@reader("webdataset", "webdataset tars, of img2dataset and others", lambda path: bool(_shards(path)))
 def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
-    """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`) or `KEY.txt`.
+    """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`, or a row of any
+    other layout, such as `conversations`) or `KEY.txt`. Names as of the webdataset library and img2dataset's README.
 
     Only headers and texts are read here; pictures stay in their shard and are read from there when they are needed,
-    in any order. A sample without a picture or with an empty caption is no training example and is left out.
+    in any order; a `.tar.gz`, in which that cannot be, is unpacked once: see [`unpacked`]. A sample without a picture or
+    with an empty caption is no training example and is left out. Ids are COCO's or Visual Genome's where the `url` in
+    `KEY.json` tells one.
 
     Raises:
-        ValueError: A shard is damaged or is compressed.
+        ValueError: A shard is damaged.
     """
-    for shard in _shards(path):
-        try:
-            yield from _read_shard(shard, path, source)
-        except tarfile.TarError as error:
-            raise ValueError(f"{shard} is not a whole, uncompressed tar: {error}") from None
+    read = dict.fromkeys(map(unpacked, training_parts(_shards(path))))
+    for shard in read:
+        at = RowContext(path, folders, source, file=shard)
+        for sample in tar_samples(shard):
+            if isinstance(sample, BadRow):
+                yield sample
+            elif sample.picture is not None:
+                made = row_or_fault(shard, repr(sample.key), _rows, sample, at, shard)
+                yield from made if isinstance(made, list) else [made]
 
 
-def _read_shard(shard: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
-    texts: dict[str, str | BadRow] = {}
-    pictures: dict[str, FilePicture] = {}
-    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.size < 0:
-                raise ValueError(f"{shard} is not a whole tar: {member.name!r:.80} has a size below zero.")
-            if not member.isfile():
-                continue
-            # A key is the name up to the first dot of its last part, as the webdataset library splits it.
-            folder, _, name = member.name.rpartition("/")
-            stem, _, kind = name.partition(".")
-            key, kind = f"{folder}/{stem}".lstrip("/"), kind.lower()
-            if kind not in PICTURES | TEXT_ENDINGS:
-                continue
-            fault = _fault(member, kind)
-            if fault:
-                yield BadRow(str(shard), member.name, f"{shard}, {member.name!r:.80}: {fault}")
-            elif kind in PICTURES:
-                pictures.setdefault(key, FilePicture(str(shard), member.offset_data, member.size))
-            elif kind == "json" or key not in texts:
-                content = cast(IO[bytes], tar.extractfile(member)).read()
-                texts[key] = row_or_fault(shard, f"{member.name!r:.80}", _caption, content, kind)
-
-    def read(key: str) -> Row:
-        return caption_row(cast(str, texts[key]), pictures[key], image_id(f"{shard.stem}/{key}", path), source)
-
-    for text in texts.values():
-        if isinstance(text, BadRow):
-            yield text
-    for key in pictures:
-        if texts.get(key) and not isinstance(texts[key], BadRow):
-            yield row_or_fault(shard, repr(key), read, key)
-
-
-def _fault(member: tarfile.TarInfo, kind: str) -> str:
-    if member.issparse():
-        return f"a sparse file, which unpacks to {member.size:,} bytes, is not read."
-    if not member.name.isprintable():  # bytes that are no UTF-8 among them
-        return "its name is not UTF-8, or holds control characters."
-    if kind in TEXT_ENDINGS and member.size > MAX_TEXT:
-        return f"its text has {member.size:,} bytes; at most {MAX_TEXT:,} are read."
-    return ""
-
-
-def _caption(content: bytes, kind: str) -> str:
-    if kind == "txt":
-        return decode(content)
-    return Caption.model_validate(parse_object(content)).caption or ""
+def _rows(sample: Sample, at: RowContext, shard: Path) -> list[Row | BadRow]:
+    about = sample.about or {}
+    told = Caption.model_validate({key: about.get(key) for key in Caption.model_fields})
+    known = known_id(told.url) if told.url else None
+    identity = known or image_id(f"{shard.stem}/{sample.key}", at.path)
+    if caption := told.caption or ("" if "caption" in about else sample.text):
+        return [caption_row(caption, sample.picture, identity, at.source)]
+    layout = layout_of(keys_of(about) - {"caption"} | {"image"}) if about else None
+    if layout is None or layout.row is None:
+        return []
+    rows = layout.row(about | {"image": sample.picture, "image_ids": [identity]}, at)
+    return rows if isinstance(rows, list) else [rows]
