@@ -13,10 +13,9 @@ from .fields import Id, PictureFields
 from .ids import canonical_id, coco_twin, known_id
 from .json_files import decode, numbered_lines, parse_json, read_json
 from .pictures import FilePicture, PictureFolders
-from .readers import Reader, recognised
+from .readers import Reader, other_parts, recognised
 from .recognition import seen_keys
 from .rows import BadRow, row_or_fault
-from .splits import other_parts
 
 _ID = TypeAdapter(Id)
 _SPLIT = re.compile(r"(train|val|test)(2014|2015|2017)")
@@ -39,8 +38,8 @@ def read_ids(path: str | os.PathLike) -> dict[str, str | None]:
         raise FileNotFoundError(f"{path} does not exist: a data file or a list of image ids is needed.")
     ids: dict[str, str | None] = {}
     if reader := recognised(path):
-        parts = [part for part in other_parts(path) if recognised(part) == reader]
-        ids = {image_id: split for part in [path, *parts] for image_id, split in _ids_in(part, reader)}
+        parts = [path, *other_parts(path, reader)]
+        ids = {image_id: split for part in parts for image_id, split in _ids_in(part, reader)}
     if not ids and not path.is_dir():
         for place, entry in _entries(path):
             found = row_or_fault(path, place, _ids_of, entry)

@@ -1,15 +1,18 @@
 """Pictures that are not opened yet, and where they lie: names of data sets to files in one or several folders."""
 
+import base64
+import binascii
+import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from unicodedata import normalize
 from urllib.request import url2pathname
 
 from .files import read_picture_file
+from .table_cells import cell
 
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
@@ -52,14 +55,14 @@ class TablePicture:
         path: File of the table.
         row, column: The cell.
         position: Which picture of a list; `None` where the cell is the picture.
-        table: A `pyarrow.Table`, or what has its `column`.
+
+    The file is opened when a picture of it is read, and by row groups: see [`cell`].
     """
 
     path: str
     row: int
     column: str
-    position: int | None
-    table: Any = field(default=None, compare=False, repr=False)
+    position: int | None = None
 
     @property
     def name(self) -> str:
@@ -80,8 +83,10 @@ class TablePicture:
         Raises:
             OSError: The cell is empty, or names a file that cannot be read.
         """
-        cell = self.table.column(self.column)[self.row]
-        content = (cell if self.position is None else cell.values[self.position]).as_py() or {}
+        found = cell(self.path, self.stamp(), self.row, self.column)
+        content = (found if self.position is None else found.values[self.position]).as_py() or {}
+        if isinstance(content, bytes | str):  # a column of files' bytes or names, which `datasets` takes as well
+            content = {"bytes": content} if isinstance(content, bytes) else {"path": content}
         if content.get("bytes") is not None:
             return content["bytes"]
         if not content.get("path"):
@@ -105,7 +110,45 @@ class MemoryPicture:
         return self.content
 
 
-Picture = FilePicture | TablePicture | MemoryPicture
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """A picture in base64 in a JSON file: `size` bytes of text from `offset` on."""
+
+    path: str
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}@{self.offset}"
+
+    def stamp(self) -> tuple[int, int]:
+        """Size of the text in bytes and time of modification of the file in ns.
+
+        Raises:
+            OSError: The file is not there any more.
+        """
+        return self.size, os.stat(self.path).st_mtime_ns
+
+    def read(self) -> bytes:
+        """The bytes of the picture file.
+
+        Raises:
+            OSError: As of [`FilePicture`], or the text is not base64.
+        """
+        text = read_picture_file(self.path, self.offset, self.size)
+        try:
+            return base64.b64decode(json.loads(b'"%b"' % text), validate=True)
+        except (binascii.Error, ValueError):
+            raise OSError(f"{self.name} is not base64.") from None
+
+
+Picture = FilePicture | TablePicture | MemoryPicture | EncodedPicture
+
+
+def is_address(name: str) -> bool:
+    """Whether a picture's name is one that would have to be fetched: `https://…`, `s3://…`, `data:…`."""
+    return re.match(r"(?i)(?!file:)[a-z][a-z0-9+-]+://|data:", name) is not None
 
 
 def portable_name(name: str) -> str:
@@ -131,9 +174,19 @@ def coco_names(number: int) -> list[str]:
     return [f"COCO_train2014_{number:012d}.jpg", f"COCO_val2014_{number:012d}.jpg", f"{number:012d}.jpg"]
 
 
+def _inside(folder: str, name: str) -> Iterator[str]:
+    """A name as it may be found in a folder: whole, and without the folders before it where `folder` ends with them.
+    `gqa/images/1.jpg` is `1.jpg` in `/data/gqa/images`."""
+    yield name
+    above, parts = portable_name(folder).rstrip("/").split("/"), name.split("/")
+    for count in range(1, len(parts)):
+        if above[-count:] == parts[:count]:
+            yield "/".join(parts[count:])
+
+
 class PictureFolders:
     """Folders that are looked through in order, and after them their direct sub-folders: Visual Genome's pictures lie
-    in two, COCO's in one for each split.
+    in two, COCO's in one for each split. A name may begin with the folder's own: see [`_inside`].
 
     Args:
         folders: The folders; with none, pictures keep the names they are looked for by.
@@ -167,8 +220,9 @@ class PictureFolders:
         numbers = {number for name in wanted if (number := coco_number(name)) is not None}
         for name in [*wanted, *(other for number in numbers for other in coco_names(number))]:
             for folder in self._searched():
-                if (path := self._path(folder, name)) is not None:
-                    return FilePicture(path)
+                for below in _inside(folder, name):
+                    if (path := self._path(folder, below)) is not None:
+                        return FilePicture(path)
         path = os.path.join(self.folders[0], wanted[0])
         self.missing[path] = names[0]
         return FilePicture(path)

@@ -23,23 +23,18 @@ def split_of(part: Path) -> str:
 
 
 def training_parts(parts: Sequence[Path]) -> list[Path]:
-    """Those of the parts of a folder that are trained on: where some are called train, no validation and no test.
-
-    What is left out is said in a line, once, with how it is read.
-    """
+    """Those of the parts of a folder that are trained on: where some are called train, no validation and no test."""
     splits = [split_of(part) for part in parts]
-    left = [part for part, split in zip(parts, splits, strict=True) if split not in ("", "train")]
-    if "train" not in splits or not left:
-        return list(parts)
-    say_once(f"{left[0].parent}: its part `train` is read; {', '.join(part.name for part in left)} by its own path.")
-    return [part for part in parts if part not in left]
+    held = ("", "train") if "train" in splits else (*_KEYWORDS.values(), "")
+    return [part for part, split in zip(parts, splits, strict=True) if split in held]
 
 
-def other_parts(folder: Path) -> list[Path]:
-    """Parts of a folder that [`training_parts`] leaves out."""
-    parts = sorted(folder.iterdir()) if folder.is_dir() else []
-    splits = [split_of(part) for part in parts]
-    return [part for part, split in zip(parts, splits, strict=True) if split not in ("", "train") and "train" in splits]
+def named_parts(folder: Path) -> list[Path]:
+    """What in a folder, or in its folder `data`, [`training_parts`] leaves out by its name."""
+    inside = folder / "data" if (folder / "data").is_dir() else folder
+    parts = sorted(inside.iterdir()) if inside.is_dir() else []
+    trained = set(training_parts(parts))
+    return [part for part in parts if part not in trained]
 
 
 @functools.cache

@@ -18,7 +18,11 @@ LISTS = {"images", "file_names", "image_ids", "captions", "texts", "qas", "annot
 LISTS |= {"messages", "conversations", "prompt", "completion"}
 
 
-@container("csv", "CSV or TSV with a header", holds=lambda path: path.suffix.lower() in ENDINGS and path.is_file())
+def _holds(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and path.is_file() and path.name != "metadata.csv"  # an image folder's
+
+
+@container("csv", "CSV or TSV with a header", _holds)
 def csv_rows(path: Path) -> Iterator[Entry]:
     """Rows of a CSV or TSV file, each with the line in which it begins.
 

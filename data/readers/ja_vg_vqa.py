@@ -51,4 +51,4 @@ def read_ja_vg_vqa(entry: dict, at: RowContext) -> list[Row | BadRow]:
         picture = at.picture(row.names[0] if row.names else f"{image_id.removeprefix('vg:')}.jpg")
         return question_row(asked.question, asked.answer, picture, image_id, at.source)
 
-    return [at.row_or_fault(f"question {place}", read, qa) for place, qa in enumerate(row.qas)]
+    return [at.part(f"question {place}", read, qa) for place, qa in enumerate(row.qas)]

@@ -41,5 +41,5 @@ def read_stair(entry: dict, at: RowContext) -> list[Row | BadRow]:
         return caption_row(Annotation.model_validate(annotation).caption, picture, image_id, at.source)
 
     return [
-        at.row_or_fault(f"annotation {number}", read, annotation) for number, annotation in enumerate(row.annotations)
+        at.part(f"annotation {number}", read, annotation) for number, annotation in enumerate(row.annotations)
     ]
