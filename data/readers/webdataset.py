@@ -1,12 +1,14 @@
 """Webdataset shards as img2dataset writes them (MiniGPT-4's stage 1: CC, SBU and LAION)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from pydantic import BaseModel
 
 from ..ids import image_id, known_id
-from ..pictures import PictureFolders
+from ..pictures import FilePicture, PictureFolders
 from ..recognition import keys_of
 from ..row_context import RowContext
 from ..rows import BadRow, Row, caption_row, row_or_fault
@@ -17,7 +19,7 @@ from .registry import layout_of, reader
 ENDINGS = (".tar", *COMPRESSED)
 
 
-class Caption(BaseModel):
+class About(BaseModel):
     """What img2dataset writes beside a picture, as far as it is read."""
 
     caption: str | None = None
@@ -42,26 +44,36 @@ def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterato
     Raises:
         ValueError: A shard is damaged.
     """
-    read = dict.fromkeys(map(unpacked, training_parts(_shards(path))))
-    for shard in read:
+    seen: set[Path] = set()
+    for shard in map(unpacked, training_parts(_shards(path))):
+        if shard in seen:  # unpacked before, and beside the compressed one
+            continue
+        seen.add(shard)
         at = RowContext(path, folders, source, file=shard)
         for sample in tar_samples(shard):
             if isinstance(sample, BadRow):
                 yield sample
             elif sample.picture is not None:
-                made = row_or_fault(shard, repr(sample.key), _rows, sample, at, shard)
-                yield from made if isinstance(made, list) else [made]
+                yield from _rows_of(sample, at)
 
 
-def _rows(sample: Sample, at: RowContext, shard: Path) -> list[Row | BadRow]:
-    about = sample.about or {}
-    told = Caption.model_validate({key: about.get(key) for key in Caption.model_fields})
+def _rows_of(sample: Sample, at: RowContext) -> list[Row | BadRow]:
+    told = row_or_fault(at.file, repr(f"{sample.key}.json"), About.model_validate, sample.about or {})
+    if isinstance(told, BadRow):
+        return [told]
+    place = repr(sample.key)
+    made = row_or_fault(at.file, place, _rows, sample, told, replace(at, place=place))
+    return made if isinstance(made, list) else [made]
+
+
+def _rows(sample: Sample, told: About, at: RowContext) -> list[Row | BadRow]:
+    about, picture = sample.about or {}, cast(FilePicture, sample.picture)
     known = known_id(told.url) if told.url else None
-    identity = known or image_id(f"{shard.stem}/{sample.key}", at.path)
+    identity = known or image_id(f"{at.file.stem}/{sample.key}", at.path)
     if caption := told.caption or ("" if "caption" in about else sample.text):
-        return [caption_row(caption, sample.picture, identity, at.source)]
-    layout = layout_of(keys_of(about) - {"caption"} | {"image"}) if about else None
+        return [caption_row(caption, picture, identity, at.source)]
+    layout = layout_of(keys_of(about) - {"caption"} | {"image"})
     if layout is None or layout.row is None:
         return []
-    rows = layout.row(about | {"image": sample.picture, "image_ids": [identity]}, at)
+    rows = layout.row(about | {"image": picture, "image_ids": [identity]}, at)
     return rows if isinstance(rows, list) else [rows]

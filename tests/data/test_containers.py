@@ -146,7 +146,7 @@ def test_ids_that_cells_of_pictures_tell(tmp_path, draw):
     pq.write_table(table, tmp_path / "rows.parquet")
     read = read_source(as_source(tmp_path / "rows.parquet"))
     assert [row.image_ids for row in read] == [("coco:9", "rows:rows/0.1"), ("rows:rows/1.0",)]
-    stated = table.append_column("image_ids", [["vg:1", "vg:2"], ["vg:3"]])
+    stated = table.append_column("image_ids", pa.array([["vg:1", "vg:2"], ["vg:3"]]))
     pq.write_table(stated, tmp_path / "rows.parquet")
     assert read_source(as_source(tmp_path / "rows.parquet"))[0].image_ids == ("vg:1", "vg:2")
 
