@@ -48,9 +48,9 @@ def _address(value: Any) -> Any:
 
 
 def _source(value: Any) -> Any:
-    if not isinstance(value, dict) or value.get("type") != "base64":
-        return _address(value)
-    return f"data:{value.get('media_type')};base64,{value.get('data')}"
+    if isinstance(value, dict) and isinstance(value.get("data"), str):
+        return f"data:{value.get('media_type')};base64,{value['data']}"
+    return _address(value)
 
 
 Address = Annotated[Shown | None, BeforeValidator(_address)]
@@ -199,6 +199,11 @@ def _renamed(message: Any) -> Any:
 
 
 Draft = list[tuple[str, list[Part]]]  # roles, and what stands in their messages
+
+
+def exchange(question: str, answer: str) -> Draft:
+    """A question and its answer."""
+    return [("user", split_text(question)), ("assistant", [answer])]
 
 
 def drafted(messages: Iterable[RowMessage | Turn]) -> Draft:

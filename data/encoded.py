@@ -43,7 +43,7 @@ class EncodedTexts:
                 if offset >= 0:
                     self._position = offset + len(written)
                     return EncodedPicture(str(self.file), offset, len(written))
-        raise ValueError(f"a picture in base64 cannot be found in the file: {shown[:60]!r}")
+        raise ValueError(f"a picture in base64, {shown[:60]!r}, cannot be found in the file.")
 
     def _mapped(self) -> mmap.mmap:
         if self._content is None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .chat_rows import ChatFields, RowMessage, chat_row, drafted, split_text
+from .chat_rows import ChatFields, RowMessage, chat_row, drafted, exchange
 from .fields import Answer, PictureFields, Texts
 from .pictures import PictureFolders
 from .row_context import RowContext
@@ -36,12 +36,12 @@ def read_rows(entry: object, at: RowContext) -> list[Row]:
     if row.question or row.answer:
         if row.question is None or row.answer is None:
             raise ValueError(f"`{'answer' if row.answer is None else 'question'}` is missing.")
-        return [chat_row([("user", split_text(row.question)), ("assistant", [row.answer])], row, at)]
+        return [chat_row(exchange(row.question, row.answer), row, at)]
     given = [texts for texts in (row.caption, row.captions, row.text) if texts]
     captions = next((texts for texts in given if any(texts)), given[0] if given else [])
     if not captions or not row.names:
         raise ValueError(f"`{'image' if captions else 'caption'}` is missing.")
-    return [chat_row([("user", []), ("assistant", [caption])], row, at) for caption in captions]
+    return [chat_row(exchange("", caption), row, at) for caption in captions]
 
 
 def read_row(entry: object, folders: PictureFolders, file: Path, source: str) -> Row:

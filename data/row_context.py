@@ -103,7 +103,7 @@ def rows_in(path: Path, read: RowReader, at: RowContext) -> Iterator[Row | BadRo
     holder = container_of(path)
     if holder is None:
         raise ValueError(
-            f"{path} holds no rows: it is none of {', '.join(each.title for each in CONTAINERS.values())}."
+            f"{path} holds no single rows: it is none of {', '.join(each.title for each in CONTAINERS.values())}."
         )
     at = replace(at, path=holder.root(path))
     for entry in holder.entries(path):

@@ -14,6 +14,9 @@ Data = Annotated[
     typer.Argument(help=f"Data files or folders; NAME=PATH names one. Default: the recipe's. Read are {LAYOUTS}."),
 ]
 Images = Annotated[list[str] | None, typer.Option("--images", help="Folder with the pictures; may be repeated.")]
+ReaderName = Annotated[
+    str, typer.Option("--reader", help=f"Layout of the data: {', '.join(READERS)}. Default: told from the data.")
+]
 Recipe = Annotated[
     str,
     typer.Option(
@@ -43,20 +46,20 @@ def _recipe(name: str, settings: list[str] | None):
     return Recipe.from_values({**Recipe.load(name).values(), **_changes(settings)}, "--set")
 
 
-def _sources(data: list[str] | None, images: list[str] | None) -> list[dict] | None:
+def _sources(data: list[str] | None, images: list[str] | None, reader: str) -> list[dict] | None:
     if not data:
         return None
     sources = []
     for each in data:
         name, separator, path = each.partition("=")
         given = {"name": name, "path": path} if separator else {"path": each}
-        sources.append({**given, "images": images or None})
+        sources.append({**given, "images": images or None, "reader": reader})
     return sources
 
 
-def look_first(data: list[str] | None = None, images: list[str] | None = None, **options: Any):
+def look_first(data: list[str] | None = None, images: list[str] | None = None, reader: str = "auto", **options: Any):
     """What `train` and `features` look at before the libraries are loaded, which takes seconds."""
-    for source in map(as_source, _sources(data, images) or []):
+    for source in map(as_source, _sources(data, images, reader) or []):
         look_at_first_rows(source)
 
 
@@ -66,6 +69,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
     recipe: Recipe = "auto",
     images: Images = None,
+    reader: ReaderName = "auto",
     cache: Annotated[Path | None, typer.Option(help="Folder of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
     changes: Changes = None,
@@ -91,11 +95,11 @@ def train(
     chosen = _recipe(recipe, changes)
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
-        plan = engine.dry_run(model, _sources(data, images), chosen, output=output, export=export, **given)
+        plan = engine.dry_run(model, _sources(data, images, reader), chosen, output=output, export=export, **given)
         echo("\n".join(lines(plan)))
         return
     given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers, "compare": compare}
-    result = engine.train(model, _sources(data, images), output, chosen, **given)
+    result = engine.train(model, _sources(data, images, reader), output, chosen, **given)
     echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:
         echo(f"validation loss {result.eval_loss:.4f}")
@@ -112,6 +116,7 @@ def features(
     cache: Annotated[Path, typer.Argument(help="Folder of the query-feature cache.")],
     data: Data = None,
     images: Images = None,
+    reader: ReaderName = "auto",
     recipe: Recipe = "auto",
     changes: Changes = None,
     views: Annotated[
@@ -135,7 +140,7 @@ def features(
         chosen = chosen.with_(augmentation=views != 0, views=views or 1)
     if dtype is not None:
         chosen = chosen.with_(cache_dtype=dtype)
-    sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
+    sources = read_data(_sources(data, images, reader) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
     loaded, processor = load_model(model, None, chosen)
     encoder = PictureEncoder(loaded.to(state.device), processor, chosen.cached_views, batch_size)
     store = FeatureCache(cache, encoder, chosen.cache_dtype)
@@ -150,6 +155,7 @@ def data(
     data: Annotated[list[str], typer.Argument(help="Data files or folders; NAME=PATH names one.")],
     model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and pictures count. Default: the demo.")] = "",
     images: Images = None,
+    reader: ReaderName = "auto",
     against: Annotated[list[str] | None, typer.Option(help="Image ids of an evaluation set; may be repeated.")] = None,
     coco_twins: Annotated[str | None, typer.Option(help="Visual Genome's image_data.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False,
@@ -163,7 +169,7 @@ def data(
     from .inspection import inspect
 
     rows, bad = [], {}
-    for source in map(as_source, _sources(data, images) or []):
+    for source in map(as_source, _sources(data, images, reader) or []):
         rows += read_source(source, bad.setdefault(source.title, []).append)
     processor = load_processor(model or DEMO)
     for found in inspect(rows, processor, against or (), coco_twins, progress=not as_json, bad_rows=bad):

@@ -117,8 +117,7 @@ def rows_of(source: DataSource, path: Path, note: Callable[[BadRow], None] = ref
     reader = detect(path) if source.reader == "auto" else READERS.get(FORMER.get(source.reader, source.reader))
     if reader is None:
         raise ValueError(f"{source.reader!r} is no reader; there are {', '.join(READERS)}.")
-    images = [source.images] if isinstance(source.images, str) else source.images
-    folders = PictureFolders(images or [path if path.is_dir() else path.parent])
+    folders = PictureFolders(images_of(source, path))
     options = {name: getattr(source, name) for name in reader.options}
     if left := other_parts(path, reader):
         say_once(f"{path}: its part `train` is read; {', '.join(part.name for part in left)} by its own path.")
@@ -127,6 +126,12 @@ def rows_of(source: DataSource, path: Path, note: Callable[[BadRow], None] = ref
             note(row)
         else:
             yield row
+
+
+def images_of(source: DataSource, path: Path) -> list[str | Path]:
+    """The folders in which the pictures of one file of a source are looked for."""
+    images = [source.images] if isinstance(source.images, str) else source.images
+    return [*images] if images else [path if path.is_dir() else path.parent]
 
 
 # What these layouts of rows were called when each came with what holds it.

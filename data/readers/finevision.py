@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from ..chat_rows import ChatFields, chat_row, split_text
+from ..chat_rows import ChatFields, chat_row, exchange
 from ..fields import Answer
 from ..row_context import RowContext
 from ..rows import Row
@@ -34,5 +34,4 @@ def read_finevision(entry: dict, at: RowContext) -> Row:
         ValueError: The row is of another layout.
     """
     row = FineVisionRow.model_validate(entry)
-    said = [(("user", split_text(each.user)), ("assistant", [each.assistant])) for each in row.texts]
-    return chat_row([turn for exchange in said for turn in exchange], row, at)
+    return chat_row([turn for each in row.texts for turn in exchange(each.user, each.assistant)], row, at)

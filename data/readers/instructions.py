@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from ..chat_rows import ChatFields, Draft, chat_row, split_text
+from ..chat_rows import ChatFields, Draft, chat_row, exchange
 from ..fields import Answer
 from ..row_context import RowContext
 from ..rows import Row
@@ -31,7 +31,7 @@ class Instruction(ChatFields):
         """The history, the question and an answer to it."""
         asked = [text for text in (self.instruction, self.input, self.query) if text]
         said = [*self.history, ("\n".join(asked), answer)]
-        return [turn for ask, reply in said for turn in (("user", split_text(ask)), ("assistant", [reply]))]
+        return [turn for ask, reply in said for turn in exchange(ask, reply)]
 
 
 @row_layout(

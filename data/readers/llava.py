@@ -1,8 +1,8 @@
 """LLaVA-style conversations, as most Japanese instruction sets are published."""
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from ..chat_rows import ChatFields, Draft, Part, Role, Turn, chat_row, split_tags
+from ..chat_rows import ChatFields, Draft, Part, Role, chat_row, split_tags
 from ..row_context import RowContext
 from ..rows import IMAGE, PICTURE, Row
 from .registry import row_layout
@@ -10,10 +10,10 @@ from .registry import row_layout
 LANGUAGES = ("auto", "jp", "value")
 
 
-class LlavaTurn(Turn):
+class LlavaTurn(BaseModel):
     """A message of a conversation, in one or two languages."""
 
-    speaker: Role = Field(alias="from")
+    role: Role = Field(alias="from")
     value: str | None = None
     jp: str | None = None
 
@@ -66,9 +66,9 @@ def _draft(turns: list[LlavaTurn], language: str, moves: bool) -> Draft:
     draft: Draft = []
     for turn in turns:
         text = turn.text(language)
-        if not draft and turn.speaker == "assistant":
+        if not draft and turn.role == "assistant":
             continue  # as LLaVA does: a conversation begins with a question
-        draft.append((turn.speaker, _parts(text, moves) if turn.speaker == "user" else _words(text)))
+        draft.append((turn.role, _parts(text, moves) if turn.role == "user" else _words(text)))
     while draft and draft[-1][0] != "assistant":
         draft.pop()
     return draft

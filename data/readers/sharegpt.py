@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from ..chat_rows import ChatFields, Draft, RowMessage, Turn, chat_row, drafted, split_text
+from ..chat_rows import ChatFields, RowMessage, Turn, chat_row, drafted, exchange
 from ..row_context import RowContext
 from ..rows import Row
 from .registry import row_layout
@@ -20,7 +20,6 @@ class Exchange(BaseModel):
 class SharedTurns(ChatFields):
     """`from` and `value`."""
 
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
     conversations: list[Turn] | None = None
     messages: list[Turn] | None = None
 
@@ -63,10 +62,8 @@ def read_sharegpt(entry: dict, at: RowContext) -> Row:
     """
     if entry.get("conversation") is not None:
         exchanges = SharedExchanges.model_validate(entry)
-        draft: Draft = []
-        for each in exchanges.conversation:
-            draft += [("user", split_text(each.human)), ("assistant", [each.assistant])]
-        return chat_row(draft, exchanges, at)
+        said = [turn for each in exchanges.conversation for turn in exchange(each.human, each.assistant)]
+        return chat_row(said, exchanges, at)
     if _has_roles(entry.get("conversations")):
         messages = SharedMessages.model_validate(entry)
         return chat_row(drafted(messages.conversations), messages, at)
