@@ -6,7 +6,7 @@ from pathlib import Path
 
 # What columns of addresses are called; upper case as in LAION's tables counts as lower.
 ADDRESSES = ("url", "image_url", "img_url", "image_uri", "image_link", "photo_url", "coco_url", "flickr_url")
-CAPTIONS = ("caption", "text", "alt_text", "alt", "title")
+CAPTIONS = ("caption", "text")
 
 
 def address_key(keys: Collection[str]) -> str | None:

@@ -21,9 +21,9 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and row of a Parquet or Arrow file, one after the other; bytes of pictures are not read.
 
     Under the name of a column of pictures stands a [`TablePicture`], a list of them, or `None` for an empty cell. A
-    column of pictures is one of `{"bytes", "path"}` or a list of such, as `datasets.Image` is stored, or of bytes under
-    one of the names `PICTURE_COLUMNS`. Where such paths tell ids (`COCO_val2014_000000000009.jpg`) and the row states
-    none, the ids stand under `image_ids`.
+    column of pictures is one of `{"bytes", "path"}` or a list of such, as `datasets.Image` is stored, or of bytes
+    under one of the names `PICTURE_COLUMNS`. Where such paths tell ids (`COCO_val2014_000000000009.jpg`) and the row
+    states none, the ids stand under `image_ids`.
 
     Raises:
         ValueError: The file is damaged.
@@ -100,7 +100,7 @@ def _opened(file: Any) -> Any:
 
 
 def _kinds(schema: "pa.Schema") -> dict[str, str]:
-    """Columns of pictures: each a `cell` of bytes and path, a `list` of such, `bytes`, or a list of bytes, `several`."""
+    """Columns of pictures: of a `cell` of bytes and path, a `list` of such, `bytes`, or `several` of these."""
     return {field.name: kind for field in schema if (kind := _kind(field))}
 
 
@@ -110,7 +110,8 @@ def _kind(field: "pa.Field") -> str:
     kind = field.type
     of_list = types.is_list(kind) or types.is_large_list(kind)
     inner = kind.value_type if of_list else kind
-    if types.is_struct(inner) and {inner.field(number).name for number in range(inner.num_fields)} == {"bytes", "path"}:
+    fields = {inner.field(number).name for number in range(inner.num_fields)} if types.is_struct(inner) else set()
+    if fields == {"bytes", "path"}:
         return "list" if of_list else "cell"
     binary = types.is_binary(inner) or types.is_large_binary(inner)
     return ("several" if of_list else "bytes") if binary and field.name in PICTURE_COLUMNS else ""

@@ -61,7 +61,8 @@ def shard_of(table: Path) -> Shard | None:
         return None
     with os.scandir(folder) as entries:
         names = (entry.name.rpartition(".") for entry in entries)
-        key, _, ending = next((name for name in names if name[0].isdecimal() and name[2] in ENCODED), ("", "", ENCODED[0]))
+        pictures = (name for name in names if name[0].isdecimal() and name[2] in ENCODED)
+        key, _, ending = next(pictures, ("", "", ENCODED[0]))
     return Shard(str(folder), f".{ending}", len(key))
 
 

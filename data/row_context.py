@@ -7,9 +7,10 @@ from typing import Any
 
 from .containers import CONTAINERS, container_of
 from .containers.registry import Entry
+from .downloads import downloads
 from .encoded import EncodedTexts, is_encoded
 from .fields import PictureFields
-from .pictures import EncodedPicture, Picture, PictureFolders, TablePicture, is_address
+from .pictures import EncodedPicture, FilePicture, Picture, PictureFolders, TablePicture, is_address
 from .rows import BadRow, Row, row_or_fault
 
 
@@ -42,7 +43,8 @@ class RowContext:
             others: Further names that the file may have.
 
         Raises:
-            ValueError: It is an address, or base64 in a file that is not JSON.
+            ValueError: It is an address from which img2dataset has not downloaded into the folders, or base64 in a file
+                that is not JSON.
         """
         if not isinstance(shown, str):
             return shown
@@ -51,11 +53,18 @@ class RowContext:
                 raise ValueError("a picture in base64 is read from JSON only: store its bytes, or name a file.")
             return self.encoded.find(shown)
         if is_address(shown):
-            raise ValueError(
-                f"{shown!r:.80} is an address, and rows fetch nothing: download the pictures (img2dataset does, and "
-                "its tars are read), or name files."
-            )
+            return self._downloaded(shown)
         return self.folders.find(shown, *others)
+
+    def _downloaded(self, address: str) -> Picture:
+        if not self.folders.folders:  # as for lists of ids: pictures keep their names
+            return FilePicture(address)
+        if (found := downloads(self.folders.folders).find(address)) is None:
+            raise ValueError(
+                f"{address!r:.80} is an address, and nothing is fetched from here: download the pictures by "
+                "img2dataset, and give its folder as `--images`."
+            )
+        return found
 
     def part(self, name: str, make: Callable[..., Row], *arguments: Any) -> Row | BadRow:
         """A row of several that stand in one place, or what is wrong with it; `name` says which: `question 3`."""

@@ -127,8 +127,8 @@ def unpacked(shard: Path) -> Path:
         raise ValueError(f"{shard} is not a whole gzip file: {error}") from None
     except OSError as error:
         raise ValueError(
-            f"{shard} cannot be unpacked to {target} ({error.strerror}): put `gunzip --stdout {shard.name}` where there "
-            "is room, and give that tar."
+            f"{shard} cannot be unpacked to {target} ({error.strerror}): put `gunzip --stdout {shard.name}` where "
+            "there is room, and give that tar."
         ) from None
     finally:
         part.unlink(missing_ok=True)
@@ -142,5 +142,5 @@ def _refuse_without_pictures(shard: Path):
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ValueError(f"{shard} is not a whole gzip file of a tar: {error}") from None
     if not any(name.lower().endswith(tuple(f".{kind}" for kind in PICTURES)) for name in names):
-        held = ", ".join(names[:3]) or "nothing"
-        raise ValueError(f"{shard} holds {held:.200} and no pictures: unpack it by `tar xzf`, and give the file in it.")
+        held = f"{', '.join(names[:3]) or 'nothing':.200}"
+        raise ValueError(f"{shard} holds {held} and no pictures: unpack it by `tar xzf`, and give the file in it.")

@@ -1,6 +1,7 @@
 """Folders of pictures with `metadata.jsonl`, `metadata.csv` or `metadata.parquet`."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,26 @@ def _files(path: Path) -> list[Path]:
     """`path` as a metadata file, or those of the folder, or of the folders in it."""
     if not path.is_dir():
         return [path] if path.name in READ else []
-    below = (path / name for name in READ)
-    found = [file for file in below if file.is_file()]
-    return found or sorted(file for name in READ for file in path.glob(f"*/{name}"))
+    if found := [path / name for name in READ if (path / name).is_file()]:
+        return found
+    with os.scandir(path) as entries:
+        folders = sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    return [folder / name for folder in folders for name in READ if (folder / name).is_file()]
+
+
+def _holds(path: Path) -> bool:
+    return bool(_files(path))
 
 
 def _root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-@container("imagefolder", "a folder of pictures with metadata.jsonl, .csv or .parquet", lambda path: bool(_files(path)), _root)
+@container("imagefolder", "a folder of pictures with metadata.jsonl, .csv or .parquet", _holds, _root)
 def imagefolder_rows(path: Path) -> Iterator[Entry]:
-    """The `imagefolder` layout of `datasets`: `metadata` beside the pictures, or in the folders below, of which `train`
-    is read where there are several parts; `file_name`, `file_names` and others whose names end so (`mask_file_name`)
-    are relative to its folder.
+    """The `imagefolder` layout of `datasets`: `metadata` beside the pictures, or in the folders below, of which only
+    `train` is read where there is one. `file_name`, `file_names` and others that end so (`mask_file_name`) are relative
+    to its folder. Source: `datasets`' `folder_based_builder.py`.
 
     Raises:
         ValueError: A folder has metadata twice, which `datasets` refuses too.

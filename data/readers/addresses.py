@@ -1,30 +1,31 @@
 """Tables of picture addresses, joined with what img2dataset has downloaded."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..addresses import address_key, download_advice
-from ..downloads import Downloads, downloads
+from ..downloads import downloads
 from ..ids import image_id
-from ..pictures import FilePicture, Picture, PictureFolders
+from ..pictures import FilePicture, PictureFolders
 from ..recognition import seen_keys
 from ..row_context import RowContext, rows_in
 from ..rows import BadRow, Row
 from ..splits import say_once
-from .registry import layout_of, reader
+from .registry import Reader, layout_of, reader
 
-PICTURE_KEYS = {"image", "images", "file_name", "file_names"}
+# Keys of rows that name their pictures otherwise: Visual Genome's by ids.
+PICTURE_KEYS = {"image", "images", "file_name", "file_names", "qas.question"}
 
 
 def _recognises(path: Path) -> bool:
-    return _as_with_pictures(seen_keys(path)) is not None
+    return _layout(seen_keys(path)) is not None
 
 
-def _as_with_pictures(keys: frozenset[str]) -> frozenset[str] | None:
-    """The keys as they would be with pictures in place of addresses; `None` where there are no addresses, or more."""
+def _layout(keys: frozenset[str]) -> Reader | None:
+    """The layout of the rows with pictures in place of addresses; `None` where there are no addresses, or more."""
     column = None if PICTURE_KEYS & keys else address_key(keys)
-    changed = {{"TEXT": "text"}.get(key, key) for key in keys} - {column} | {"image"}
-    return frozenset(changed) if column and layout_of(frozenset(changed)) else None
+    return layout_of(frozenset(_renamed(dict.fromkeys(keys), column)) | {"image"}) if column else None
 
 
 @reader("addresses", "tables of picture addresses (DEJIMA, WAON, LAION), once img2dataset has downloaded", _recognises)
@@ -42,45 +43,33 @@ def read_addresses(path: Path, folders: PictureFolders, source: str) -> Iterator
         ValueError: Nothing of the table is downloaded; the message has the command of img2dataset for its columns.
     """
     keys = seen_keys(path)
-    column, changed = address_key(keys), _as_with_pictures(keys)
-    layout = layout_of(changed) if changed else None
+    column, layout = address_key(keys), _layout(keys)
     if column is None or layout is None or layout.row is None:
         raise ValueError(f"{path} is no table of picture addresses beside captions, questions or conversations.")
-    found = downloads(folders.folders) if folders.folders else None
+    read_row, found = layout.row, downloads(folders.folders) if folders.folders else None
     if found is not None and not len(found):
         raise ValueError(download_advice(path, keys))
-    joined = _Join(found, column)
+    counts = Counter()
 
-    def read(entry: dict, at: RowContext) -> list[Row | BadRow]:
+    def read(entry: dict, at: RowContext) -> Row | list[Row | BadRow]:
         address = entry.get(column)
         if not isinstance(address, str) or not address.strip():
             raise ValueError(f"`{column}` is missing.")
-        picture = joined.picture(address)
+        picture = FilePicture(address) if found is None else found.find(address)
+        counts[picture is not None] += 1
         if picture is None:
             return []
-        rest = {{"TEXT": "text"}.get(key, key): value for key, value in entry.items() if key != column}
-        rows = layout.row(rest | {"image": picture, "image_ids": [image_id(address, path)]}, at)
-        return rows if isinstance(rows, list) else [rows]
+        return read_row(_renamed(entry, column) | {"image": picture, "image_ids": [image_id(address, at.path)]}, at)
 
     yield from rows_in(path, read, RowContext(path, folders, source))
-    if joined.missing and not joined.there:
-        raise ValueError(f"None of {joined.missing:,} addresses was found. {download_advice(path, keys)}")
-    if joined.missing:
+    if counts[False] and not counts[True]:
+        raise ValueError(f"None of {counts[False]:,} addresses was found. {download_advice(path, keys)}")
+    if counts[False]:
         say_once(
-            f"{path}: {joined.there:,} of {joined.there + joined.missing:,} rows have pictures that were downloaded; "
-            "the others are left out."
+            f"{path}: {counts[True]:,} of {counts.total():,} rows have pictures that were downloaded; the others are "
+            "left out."
         )
 
 
-class _Join:
-    """Pictures of addresses, and how many were found."""
-
-    def __init__(self, found: Downloads | None, column: str):
-        self.found, self.column = found, column
-        self.there = self.missing = 0
-
-    def picture(self, address: str) -> Picture | None:
-        picture = FilePicture(address) if self.found is None else self.found.find(address)
-        self.there += picture is not None
-        self.missing += picture is None
-        return picture
+def _renamed(entry: dict, column: str) -> dict:
+    return {"text" if key == "TEXT" else key: value for key, value in entry.items() if key != column}

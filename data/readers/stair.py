@@ -40,6 +40,4 @@ def read_stair(entry: dict, at: RowContext) -> list[Row | BadRow]:
     def read(annotation: object) -> Row:
         return caption_row(Annotation.model_validate(annotation).caption, picture, image_id, at.source)
 
-    return [
-        at.part(f"annotation {number}", read, annotation) for number, annotation in enumerate(row.annotations)
-    ]
+    return [at.part(f"annotation {number}", read, annotation) for number, annotation in enumerate(row.annotations)]

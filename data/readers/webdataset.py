@@ -33,13 +33,13 @@ def _shards(path: Path) -> list[Path]:
 
 @reader("webdataset", "webdataset tars, of img2dataset and others", lambda path: bool(_shards(path)))
 def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
-    """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`, or a row of any
-    other layout, such as `conversations`) or `KEY.txt`. Names as of the webdataset library and img2dataset's README.
+    """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`, or a row of
+    another layout, such as `conversations`) or `KEY.txt`. Names as of the webdataset library and img2dataset's README.
 
     Only headers and texts are read here; pictures stay in their shard and are read from there when they are needed,
-    in any order; a `.tar.gz`, in which that cannot be, is unpacked once: see [`unpacked`]. A sample without a picture or
-    with an empty caption is no training example and is left out. Ids are COCO's or Visual Genome's where the `url` in
-    `KEY.json` tells one.
+    in any order; a `.tar.gz`, in which that cannot be, is unpacked once: see [`unpacked`]. A sample without a picture,
+    or with an empty caption and nothing else, is no training example and is left out. Ids are COCO's or Visual
+    Genome's where the `url` in `KEY.json` tells one.
 
     Raises:
         ValueError: A shard is damaged.

@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 import socket
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,6 @@ from jminigpt4.data.downloads import downloads
 from jminigpt4.data.id_lists import read_ids
 from jminigpt4.data.readers import DataSource, as_source, read_source, recognised
 from jminigpt4.data.rows import PICTURE
-from tarfile import TarInfo, open as open_tar
 
 
 def jpg(draw, number) -> bytes:
@@ -37,7 +37,14 @@ URLS = [f"https://example.jp/{name}" for name in ("a.jpg", "b.png?size=3", "c.jp
 URLS.append("http://images.cocodataset.org/train2017/000000533137.jpg")
 # Of llm-jp/WAON: the features of its card.
 WAON = [
-    {"url": url, "caption": f"写真{n}", "similarity": 0.3, "page_title": "題", "page_url": f"https://example.jp/{n}", "phash": "f0"}
+    {
+        "url": url,
+        "caption": f"写真{n}",
+        "similarity": 0.3,
+        "page_title": "題",
+        "page_url": f"https://example.jp/{n}",
+        "phash": "f0",
+    }
     for n, url in enumerate(URLS)
 ]
 
@@ -65,11 +72,11 @@ def _write_shard(folder, name, rows, draw, output_format):
         rows = [row | {"jpg": content.get(row["key"]), "txt": row.get("caption")} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
     if output_format == "webdataset":
-        with open_tar(folder / f"{name}.tar", "w") as tar:
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
             for row in good:
                 texts = {"json": json.dumps(row).encode(), "txt": row["caption"].encode(), "jpg": content[row["key"]]}
                 for kind, value in texts.items():
-                    (member := TarInfo(f"{row['key']}.{kind}")).size = len(value)
+                    (member := tarfile.TarInfo(f"{row['key']}.{kind}")).size = len(value)
                     tar.addfile(member, io.BytesIO(value))
     if output_format == "files":
         (folder / name).mkdir()
@@ -125,7 +132,10 @@ def test_a_table_is_joined_with_what_was_downloaded(tmp_path, draw, no_network, 
     assert rendered(rows) == ["@|写真0", "@|写真1", "@|写真3"]
     assert [row.pictures[0].read() for row in rows] == [jpg(draw, 0), jpg(draw, 1), jpg(draw, 3)]
     assert [row.image_ids[0] for row in rows] == [f"waon:{URLS[0]}", f"waon:{URLS[1]}", "coco:533137"]
-    assert "waon.jsonl: 3 of 4 rows have pictures that were downloaded; the others are left out." in capsys.readouterr().err
+    assert (
+        "waon.jsonl: 3 of 4 rows have pictures that were downloaded; the others are left out."
+        in capsys.readouterr().err
+    )
 
 
 def test_the_texts_are_the_tables_in_every_layout_of_rows(tmp_path, draw):
@@ -135,7 +145,6 @@ def test_the_texts_are_the_tables_in_every_layout_of_rows(tmp_path, draw):
     given = {
         "cap.jsonl": ([{"image_url": URLS[0], "caption": "検出にもとづく説明"}], ["@|検出にもとづく説明"]),
         "vqa.jsonl": ([{"url": URLS[1], "question": "何色?", "answer": 3}], ["@何色?|3"]),
-        "qas.jsonl": ([{"url": URLS[1], "image_id": 7, "qas": [{"question": "何?", "answer": "犬"}]}], ["@何?|犬"]),
         "talk.jsonl": ([{"URL": URLS[1], "conversations": turns}], ["@色は?|赤です。"]),
         "laion.jsonl": ([{"URL": URLS[0], "TEXT": "大文字"}], ["@|大文字"]),
         "several.jsonl": ([{"url": URLS[0], "captions": ["一", "二"]}], ["@|一", "@|二"]),
@@ -196,15 +205,17 @@ def test_additional_columns_are_rows_of_their_layout(tmp_path, draw, output_form
 
 
 def _without_captions(shard):
-    with open_tar(shard) as tar:
+    with tarfile.open(shard) as tar:
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
-    with open_tar(shard, "w") as tar:
+    with tarfile.open(shard, "w") as tar:
         for name, content in members:
             if name.endswith(".txt"):
                 continue
             if name.endswith(".json"):
-                content = json.dumps({key: value for key, value in json.loads(content).items() if key != "caption"}).encode()
-            (member := TarInfo(name)).size = len(content)
+                about = json.loads(content)
+                del about["caption"]
+                content = json.dumps(about).encode()
+            (member := tarfile.TarInfo(name)).size = len(content)
             tar.addfile(member, io.BytesIO(content))
 
 
@@ -227,3 +238,22 @@ def test_a_shard_table_that_is_damaged_or_without_pictures_is_named(tmp_path, dr
     (folder / "00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="00001.parquet cannot be read as Parquet: is it whole?"):
         read_source(as_source(folder))
+
+
+def test_addresses_within_rows_of_other_layouts_are_joined_too(tmp_path, draw, no_network):
+    """Qwen's and OpenAI's parts, LLaVA's `image`: where a row names an address, the download is meant."""
+    part = {"type": "image_url", "image_url": {"url": URLS[0]}}
+    messages = [
+        {"role": "user", "content": [part, {"type": "text", "text": "何?"}]},
+        {"role": "assistant", "content": "犬"},
+    ]
+    path = lines(tmp_path / "openai.jsonl", [{"messages": messages}, {"image": URLS[3], "caption": "弁当"}])
+    folder = img2dataset(tmp_path / "pictures", draw)
+    rows = read_source(DataSource(str(path), images=str(folder)))
+    assert rendered(rows) == ["@何?|犬", "@|弁当"]
+    assert [row.pictures[0].read() for row in rows] == [jpg(draw, 0), jpg(draw, 3)]
+    assert set(read_ids(path)) == {f"openai:{URLS[0]}", "coco:533137"}
+    with pytest.raises(
+        ValueError, match="line 1: 'https://example.jp/a.jpg' is an address, and nothing is fetched from here"
+    ):
+        read_source(as_source(path))

@@ -70,7 +70,10 @@ def test_pictures_of_csv_are_relative_to_it_and_known_by_their_names(tmp_path, d
     path = csv(tmp_path, "image,caption\ncoco\\COCO_val2014_000000000009.jpg,弁当\n絵.png,犬\n", name="表.tsv")
     rows = read_source(as_source(path))
     assert rows[0].pictures[0].read() == png(draw, 1)
-    assert [row.image_ids[0] for row in rows] == ["coco:9", "表:絵.png"] and set(read_ids(path)) == {"coco:9", "表:絵.png"}
+    assert [row.image_ids[0] for row in rows] == ["coco:9", "表:絵.png"] and set(read_ids(path)) == {
+        "coco:9",
+        "表:絵.png",
+    }
 
 
 def test_faults_of_csv_are_named_by_line_and_the_rest_is_read(tmp_path):
@@ -98,8 +101,16 @@ def test_a_cell_longer_than_the_standard_library_takes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "encoding", "message"),
     [
-        ("image,caption\na.jpg,猫がいる\n", "cp932", "line 2: is not UTF-8 .*save it as UTF-8. It seems to be Shift_JIS"),
-        ("image,説明\na.jpg,猫がいる\n", "cp932", "line 1: is not UTF-8 .*seems to be Shift_JIS; Excel's \"CSV UTF-8\""),
+        (
+            "image,caption\na.jpg,猫がいる\n",
+            "cp932",
+            "line 2: is not UTF-8 .*: save it as UTF-8. It seems to be Shift_JIS",
+        ),
+        (
+            "image,説明\na.jpg,猫がいる\n",
+            "cp932",
+            'line 1: is not UTF-8 .*seems to be Shift_JIS; Excel\'s "CSV UTF-8"',
+        ),
         ("image,caption\na.jpg,猫\n", "utf-16", "line 1: is not UTF-8 but UTF-16: save it as UTF-8"),
         ("image,caption\ra.jpg,猫\r", "utf-8", "line 1: its lines end with carriage returns alone"),
         ("image,caption,image\na.jpg,猫,b.jpg\n", "utf-8", "line 1: the column `image` is there twice"),

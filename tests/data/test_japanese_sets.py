@@ -38,9 +38,7 @@ STAIR = {
     "image": Image(),
     "file_name": Value("string"),
     "coco_url": Value("string"),
-    "annotations": Sequence(
-        {"annotation_id": Value("int64"), "image_id": Value("int64"), "caption": Value("string")}
-    ),
+    "annotations": Sequence({"annotation_id": Value("int64"), "image_id": Value("int64"), "caption": Value("string")}),
 }
 
 
@@ -73,9 +71,7 @@ def test_stair_captions_from_the_hub(tmp_path, draw):
 def test_stair_captions_without_pictures_and_as_lists_of_objects(tmp_path, draw):
     """Its columns without `image`, beside COCO's own folders, and as `datasets.List` stores annotations."""
     table = stair(draw).remove_columns("image")
-    annotations = [
-        [{"caption": caption} for caption in each["caption"]] for each in table.to_dict()["annotations"]
-    ]
+    annotations = [[{"caption": caption} for caption in each["caption"]] for each in table.to_dict()["annotations"]]
     table = table.remove_columns("annotations").add_column("annotations", annotations)
     table.to_parquet(tmp_path / "stair.parquet")
     (tmp_path / "val2014").mkdir()
@@ -86,7 +82,10 @@ def test_stair_captions_without_pictures_and_as_lists_of_objects(tmp_path, draw)
 
 
 def test_a_caption_that_is_none_is_named_with_its_place(tmp_path, draw):
-    broken = stair(draw).map(lambda row: {"annotations": row["annotations"] | {"caption": [" "] * len(row["annotations"]["caption"])}})
+    def blank(row):
+        return {"annotations": row["annotations"] | {"caption": [" "] * len(row["annotations"]["caption"])}}
+
+    broken = stair(draw).map(blank)
     broken.to_parquet(tmp_path / "stair.parquet")
     bad = []
     with pytest.raises(ValueError, match="no rows that can be used"):
@@ -223,9 +222,11 @@ LLAVA_JA = {
         {
             "id": "japanese_photos_00001",
             "image": "japanese_photos_00001.jpg",
-            "conversations": conversation("<image>\nこの画像はどこですか?", "市街地です。", "看板は?", "「立ち呑み」です。"),
+            "conversations": conversation(
+                "<image>\nこの画像はどこですか?", "市街地です。", "看板は?", "「立ち呑み」です。"
+            ),
         },
-        "@この画像はどこですか?|市街地です。|看板は?|「立ち呑み」です。",
+        "@どこですか?|市街地です。|看板は?|「立ち呑み」です。",
         "japanese_photos_conv_12k:japanese_photos_00001.jpg",
     ),
     # llm-jp/ja-vg-vqa-conversation.

@@ -583,7 +583,7 @@ def test_a_reader_can_be_named(pictures):
     assert as_source({"path": "x", "format": "llava"}).reader == "llava"  # as recipes called it
     with pytest.raises(ValueError, match="`reader` and `format`, which are the same"):
         as_source({"path": "x", "format": "llava", "reader": "llava"})
-    with pytest.raises(ValueError, match="'swift' is no reader; there are coco-captions, .*trl"):
+    with pytest.raises(ValueError, match="'swift' is no reader; there are addresses, coco-captions, .*trl"):
         read_source(DataSource(str(path), reader="swift"))
     (pictures / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="notes.txt holds no single rows: it is none of"):

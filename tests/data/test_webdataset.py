@@ -54,7 +54,9 @@ def test_a_compressed_tar_is_unpacked_once_and_said(tmp_path, draw, capsys, name
     assert sorted(os.listdir(tmp_path)) == sorted([tar.name, name])
     before = tar.stat()
     # A folder has it only once, and a second run reads what the first has left.
-    assert read_source(as_source(tmp_path))[0].pictures == rows[0].pictures and len(read_source(as_source(tmp_path))) == 2
+    assert (
+        read_source(as_source(tmp_path))[0].pictures == rows[0].pictures and len(read_source(as_source(tmp_path))) == 2
+    )
     assert (tar.stat().st_ino, tar.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert tar.stat().st_mtime_ns == path.stat().st_mtime_ns and capsys.readouterr().err == ""
 
@@ -78,7 +80,9 @@ def test_compressed_tars_that_cannot_be_unpacked(tmp_path, draw, monkeypatch):
     with pytest.raises(ValueError, match="a.tar.gz is not a whole gzip file of a tar"):
         read_source(as_source(path))
     path = shard(tmp_path / "stair_captions_v1.2.tar.gz", {"stair_captions_v1.2_train.json": b"{}"}, compressed=True)
-    with pytest.raises(ValueError, match="holds stair_captions_v1.2_train.json and no pictures: unpack it by `tar xzf`"):
+    with pytest.raises(
+        ValueError, match="holds stair_captions_v1.2_train.json and no pictures: unpack it by `tar xzf`"
+    ):
         read_source(as_source(path))
     assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob(".*"))
     path = shard(tmp_path / "b.tar.gz", captioned(draw, 1), compressed=True)
@@ -87,7 +91,9 @@ def test_compressed_tars_that_cannot_be_unpacked(tmp_path, draw, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jminigpt4.data.tar_samples.copyfileobj", full)
-    with pytest.raises(ValueError, match=r"b.tar.gz cannot be unpacked to .*b.tar \(No space left on device\): put `gunzip"):
+    with pytest.raises(
+        ValueError, match=r"b.tar.gz cannot be unpacked to .*b.tar \(No space left on device\): put `gunzip"
+    ):
         read_source(as_source(path))
     assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob(".*"))
 
