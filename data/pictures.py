@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import functools
 import json
 import os
 import re
@@ -176,10 +177,18 @@ def _inside(folder: str, name: str) -> Iterator[str]:
     """A name as it may be found in a folder: whole, and without the folders before it where `folder` ends with them.
     `gqa/images/1.jpg` is `1.jpg` in `/data/gqa/images`."""
     yield name
-    above, parts = portable_name(folder).rstrip("/").split("/"), name.split("/")
-    for count in range(1, len(parts)):
-        if above[-count:] == parts[:count]:
-            yield "/".join(parts[count:])
+    first, _, below = name.partition("/")
+    above = _parts(folder)
+    if below and first in above:
+        parts = name.split("/")
+        for count in range(1, len(parts)):
+            if above[-count:] == parts[:count]:
+                yield "/".join(parts[count:])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parts(folder: str) -> list[str]:
+    return portable_name(folder).rstrip("/").split("/")
 
 
 class PictureFolders:

@@ -443,7 +443,10 @@ def _inside(value, folder):
 
 REFUSED = {
     "tools of LLaMA-Factory": (
-        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}], "tools": "[]"},
+        {
+            "conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}],
+            "tools": "[{}]",
+        },
         r"`tools` is not read",
     ),
     "observation": (
@@ -551,7 +554,7 @@ UNKNOWN = {
     ),
     "a key inside": (
         [{"texts": [{"user": "a", "bot": "b"}], "images": []}],
-        "its rows have `images`, `texts`, and `finevision`, which comes nearest, wants `texts.assistant` beside `texts.use",
+        "its rows have `images`, `texts`, and `finevision`, which comes nearest, wants `texts.assistant` beside",
     ),
     "one's own without its text": (
         [{"image": "a.png", "label": 3}],
