@@ -9,11 +9,11 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from unicodedata import normalize
 from urllib.request import url2pathname
 
 from .files import read_picture_file
+from .table_cells import cell
 
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
@@ -56,14 +56,14 @@ class TablePicture:
         path: File of the table.
         row, column: The cell.
         position: Which picture of a list; `None` where the cell is the picture.
-        table: A `pyarrow.Table`, or what has its `column`.
+
+    The file is opened when a picture of it is read, and by row groups: see [`cell`].
     """
 
     path: str
     row: int
     column: str
-    position: int | None
-    table: Any = field(compare=False, repr=False)
+    position: int | None = None
 
     @property
     def name(self) -> str:
@@ -84,8 +84,10 @@ class TablePicture:
         Raises:
             OSError: The cell is empty, or names a file that cannot be read.
         """
-        cell = self.table.column(self.column)[self.row]
-        content = (cell if self.position is None else cell.values[self.position]).as_py() or {}
+        found = cell(self.path, self.stamp(), self.row, self.column)
+        content = (found if self.position is None else found.values[self.position]).as_py() or {}
+        if isinstance(content, bytes | str):  # a column of files' bytes or names, which `datasets` takes as well
+            content = {"bytes": content} if isinstance(content, bytes) else {"path": content}
         if content.get("bytes") is not None:
             return content["bytes"]
         if not content.get("path"):
@@ -162,6 +164,14 @@ def _composed(name: str) -> str:
     return name if name.isascii() else normalize("NFC", name)
 
 
+def modified(folder: str) -> int | None:
+    """Time of modification of a folder in ns, which changes with the names in it; `None` where it is not there."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
 def coco_number(name: str) -> int | None:
     """9 of `COCO_val2014_000000000009.jpg` (2014) and of `000000000009.jpg` (2017); `None` for other file names."""
     found = _COCO.fullmatch(name.rpartition("/")[2].partition(".")[0])
@@ -199,7 +209,9 @@ class PictureFolders:
         folders: The folders; with none, pictures keep the names they are looked for by.
 
     Attributes:
-        missing: Path to name of the pictures that have been looked for in vain.
+        missing: Path to names of the pictures that have been looked for in vain.
+        listed: The folders that were looked into, each with its time of modification in ns before that; `None` where
+            there is none.
 
     Raises:
         FileNotFoundError: A folder is not there.
@@ -210,7 +222,8 @@ class PictureFolders:
         for folder in self.folders:
             if not os.path.isdir(folder):
                 raise FileNotFoundError(f"The picture folder {folder} does not exist.")
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, tuple[str, ...]] = {}
+        self.listed: dict[str, int | None] = {}
         self._entries: dict[str, dict[str, str]] = {}
         self._below: list[str] | None = None
 
@@ -231,7 +244,7 @@ class PictureFolders:
                     if (path := self._path(folder, below)) is not None:
                         return FilePicture(path)
         path = os.path.join(self.folders[0], wanted[0])
-        self.missing[path] = names[0]
+        self.missing[path] = names
         return FilePicture(path)
 
     def _searched(self) -> Iterator[str]:
@@ -254,6 +267,7 @@ class PictureFolders:
         """Entries of a folder by their composed names, as paths on the disk."""
         # One listing of a folder replaces a look-up on the disk per picture.
         if folder not in self._entries:
+            self.listed[folder] = modified(folder)
             self._entries[folder] = self._list(folder)
         return self._entries[folder]
 

@@ -42,7 +42,7 @@ def _entries(file: Path) -> Iterator[Entry]:
     cells = table.select_columns(list(pictures))
     for number, row in enumerate(texts):
         shown = cells[number] if pictures else {}
-        yield Entry(file, f"row {number}", partial(_row, row, shown, file, number, table.data))
+        yield Entry(file, f"row {number}", partial(_row, row, shown, file, number))
 
 
 def _is_picture(feature: Any) -> bool:
@@ -52,9 +52,9 @@ def _is_picture(feature: Any) -> bool:
     return isinstance(feature, Image) or is_struct or getattr(feature, "dtype", None) == "binary"
 
 
-def _row(row: dict[str, Any], shown: dict[str, Any], file: Path, number: int, table: Any) -> dict[str, Any]:
+def _row(row: dict[str, Any], shown: dict[str, Any], file: Path, number: int) -> dict[str, Any]:
     def picture(column: str, position: int | None) -> TablePicture:
-        return TablePicture(str(file), number, column, position, table)
+        return TablePicture(str(file), number, column, position)
 
     row = dict(row)
     for column, cell in shown.items():

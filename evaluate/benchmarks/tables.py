@@ -80,7 +80,7 @@ def rows(path: Path, schema: type[Checked]) -> Iterator[Checked]:
         if content is None:
             return None
         digest = hashlib.sha256(content["bytes"] or str(content.get("path")).encode()).digest()
-        return first.setdefault(digest, TablePicture(str(path), number, name, position, table))
+        return first.setdefault(digest, TablePicture(str(path), number, name, position))
 
     for number in range(table.num_rows):
         row = {name: plain[name][number].as_py() for name in plain.column_names}

@@ -1,0 +1,57 @@
+"""Cells of Parquet and Arrow files on disk, read one row group at a time: nothing but the last few stays in memory."""
+
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+FILES, ROW_GROUPS = 16, 4  # that a process keeps, of each kind
+
+
+def cell(path: str, stamp: tuple[int, int], row: int, column: str) -> Any:
+    """The `pyarrow.Scalar` in a row and column of a table file.
+
+    Args:
+        path: A Parquet file, or an Arrow file or stream as `datasets` writes it.
+        stamp: Size and time of modification: what is kept of another state of the file is not taken.
+        row: Number of the row, from 0 on.
+        column: Its name.
+
+    Raises:
+        OSError: The file cannot be read as a table, or has no such cell.
+    """
+    try:
+        starts = _opened(path, stamp)[1]
+        if not 0 <= row < starts[-1]:
+            raise OSError(f"{path} has no row {row}: it has {starts[-1]:,}.")
+        group = bisect_right(starts, row) - 1
+        return _row_group(path, stamp, group, column)[row - starts[group]]
+    except (KeyError, ValueError) as error:  # of pyarrow, whose words name no file
+        raise OSError(f"{path} cannot be read as a table ({type(error).__name__}): is it whole?") from None
+
+
+@lru_cache(maxsize=FILES)
+def _opened(path: str, stamp: tuple[int, int]) -> tuple[Any, list[int]]:
+    """A table file, and the row numbers at which its row groups begin and it ends."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.endswith(".arrow"):
+        mapped = pa.memory_map(path)
+        try:
+            table = pa.ipc.open_stream(mapped).read_all()
+        except ValueError:
+            mapped.seek(0)
+            table = pa.ipc.open_file(mapped).read_all()
+        return table, [0, table.num_rows]
+    file = pq.ParquetFile(path)
+    sizes = (file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
+    return file, list(accumulate(sizes, initial=0))
+
+
+@lru_cache(maxsize=ROW_GROUPS)
+def _row_group(path: str, stamp: tuple[int, int], number: int, column: str) -> Any:
+    table, _ = _opened(path, stamp)
+    if path.endswith(".arrow"):
+        return table.column(column)
+    return table.read_row_group(number, columns=[column]).column(column)
