@@ -13,7 +13,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -211,6 +211,9 @@ def drafted(messages: Iterable[RowMessage | Turn]) -> Draft:
     return [(message.role, message.parts()) for message in messages]
 
 
+_NOTHING = (None, "", [], {}, "[]", "{}", "null")
+
+
 class ChatFields(PictureFields):
     """What may stand beside a conversation: pictures, a system prompt, and what is not read."""
 
@@ -222,7 +225,7 @@ class ChatFields(PictureFields):
     def _can_be_read(cls, row: Any) -> Any:
         if isinstance(row, dict):
             for key in ("videos", "video", "audios", "audio", "tools", "rejected_images"):
-                if row.get(key):
+                if row.get(key) not in _NOTHING:
                     raise ValueError(f"`{key}` is not read: a row is texts and pictures.")
             for key in ("label", "kto_tag"):
                 if row.get(key) is False:
@@ -242,30 +245,30 @@ def chat_row(draft: Draft, fields: PictureFields, at: RowContext) -> Row:
         ValueError: Places and pictures differ in number, or there is nothing to learn.
     """
     draft = fields.beginning(draft) if isinstance(fields, ChatFields) else draft
-    beside = list(fields.names)
-    shown = [part.picture for _, parts in draft for part in parts if isinstance(part, Shows)]
-    if beside == shown:
-        beside = []  # named twice
-    if beside and not shown and not _places(draft):
+    beside = fields.names
+    mentioned = _mentioned(draft)
+    if beside and not mentioned:
         draft = _shown_first(draft, len(beside))
-    if (places := _places(draft)) != len(beside):
+        mentioned = _mentioned(draft)
+    elif mentioned and beside == [part.picture for part in mentioned if isinstance(part, Shows)]:
+        beside = []  # they are named twice
+    places = mentioned.count(PICTURE)
+    if places != len(beside):
         raise ValueError(f"{places} places for pictures, {len(beside)} pictures: they must be equally many.")
-    pictures, ids = at.pictures(fields, _in_order(draft, beside))
-    messages = tuple(
-        Message(role, tuple(PICTURE if isinstance(part, Shows) else part for part in parts)) for role, parts in draft
-    )
-    return Row(messages, pictures, ids, at.source)
-
-
-def _places(draft: Draft) -> int:
-    return sum(part is PICTURE for _, parts in draft for part in parts)
-
-
-def _in_order(draft: Draft, beside: Sequence[str | Picture]) -> list[str | Picture]:
-    """All pictures, as the messages mention them."""
     rest = iter(beside)
-    parts = [part for _, parts in draft for part in parts]
-    return [part.picture if isinstance(part, Shows) else next(rest) for part in parts if not isinstance(part, str)]
+    pictures, ids = at.pictures(
+        fields, [part.picture if isinstance(part, Shows) else next(rest) for part in mentioned]
+    )
+    return Row(tuple(Message(role, _placed(parts)) for role, parts in draft), pictures, ids, at.source)
+
+
+def _mentioned(draft: Draft) -> list[Placeholder | Shows]:
+    """What stands for pictures, in its order."""
+    return [part for _, parts in draft for part in parts if not isinstance(part, str)]
+
+
+def _placed(parts: list[Part]) -> tuple[str | Placeholder, ...]:
+    return tuple([part if isinstance(part, str) else PICTURE for part in parts])
 
 
 def _shown_first(draft: Draft, count: int) -> Draft:

@@ -40,6 +40,13 @@ def shard_tables(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """All that tells what is downloaded into a folder; nothing where its first shard is not there, which is seen
+    without a look at every picture of a folder."""
+    first = [folder / f"{'0' * digits}.{kind}" for digits in range(3, 9) for kind in ("tar", "parquet")]
+    return [*shard_tables(folder), *sorted(folder.glob("*.tar"))] if any(map(Path.is_file, first)) else []
+
+
 def shard_of(table: Path) -> Shard | None:
     """Where the pictures of one of these files are; `None` for a tar, which tells everything itself.
 
@@ -128,10 +135,8 @@ def downloads(folders: Sequence[str]) -> Downloads:
     Raises:
         ValueError: A shard is damaged.
     """
-    tables = [table for folder in folders for table in shard_tables(Path(folder))]
-    tars = [tar for folder in folders for tar in sorted(Path(folder).glob("*.tar"))]
-    stamps = tuple((str(path), os.stat(path).st_mtime_ns) for path in (*tables, *tars))
-    return _index(stamps)
+    files = [file for folder in folders for file in shard_files(Path(folder))]
+    return _index(tuple((str(file), os.stat(file).st_mtime_ns) for file in files))
 
 
 @functools.lru_cache(maxsize=1)  # of folders that may hold millions, which several looks at the data ask for

@@ -18,21 +18,22 @@ def too_many(bad: int, every: int, most: float) -> bool:
     return bad > max(most * every, min(20, every / 2))
 
 
-def look_at(pictures: Iterable[Picture], title: str, most: float = 0.5):
+def look_at(pictures: Iterable[Picture], title: str, most: float = 0.5, every: int | None = None):
     """Looks for the files of pictures, all of up to `LOOKED_FOR`, else so many evenly chosen ones; and opens a few.
 
     Args:
-        pictures: The pictures of a data set; each counts once.
+        pictures: The pictures of a data set, or evenly chosen ones; each counts once.
         title: What the data set is called.
         most: Share of pictures that may be bad. Of a choice, only more than half of them tells something.
+        every: How many the data set has, where these are chosen ones.
 
     Raises:
         FileNotFoundError: More are missing; the message names the first one.
         ValueError: Most of those that were opened are no pictures.
     """
     distinct = list({picture.name: picture for picture in pictures}.values())
-    chosen = _evenly(distinct, LOOKED_FOR)
-    missing = _refuse_missing(chosen, title, len(distinct), most if len(chosen) == len(distinct) else max(most, 0.5))
+    chosen, every = _evenly(distinct, LOOKED_FOR), max(every or 0, len(distinct))
+    missing = _refuse_missing(chosen, title, every, most if len(chosen) == every else max(most, 0.5))
     opened = _evenly([picture for picture in chosen if picture.name not in missing], OPENED)
     faults = [fault for picture in opened if (fault := _fault(picture))]
     if too_many(len(faults), len(opened), max(most, 0.5)):

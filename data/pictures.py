@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import functools
 import json
 import os
 import re
@@ -163,6 +164,14 @@ def _composed(name: str) -> str:
     return name if name.isascii() else normalize("NFC", name)
 
 
+def modified(folder: str) -> int | None:
+    """Time of modification of a folder in ns, which changes with the names in it; `None` where it is not there."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
 def coco_number(name: str) -> int | None:
     """9 of `COCO_val2014_000000000009.jpg` (2014) and of `000000000009.jpg` (2017); `None` for other file names."""
     found = _COCO.fullmatch(name.rpartition("/")[2].partition(".")[0])
@@ -178,10 +187,18 @@ def _inside(folder: str, name: str) -> Iterator[str]:
     """A name as it may be found in a folder: whole, and without the folders before it where `folder` ends with them.
     `gqa/images/1.jpg` is `1.jpg` in `/data/gqa/images`."""
     yield name
-    above, parts = portable_name(folder).rstrip("/").split("/"), name.split("/")
-    for count in range(1, len(parts)):
-        if above[-count:] == parts[:count]:
-            yield "/".join(parts[count:])
+    first, _, below = name.partition("/")
+    above = _parts(folder)
+    if below and first in above:
+        parts = name.split("/")
+        for count in range(1, len(parts)):
+            if above[-count:] == parts[:count]:
+                yield "/".join(parts[count:])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parts(folder: str) -> list[str]:
+    return portable_name(folder).rstrip("/").split("/")
 
 
 class PictureFolders:
@@ -192,7 +209,9 @@ class PictureFolders:
         folders: The folders; with none, pictures keep the names they are looked for by.
 
     Attributes:
-        missing: Path to name of the pictures that have been looked for in vain.
+        missing: Path to names of the pictures that have been looked for in vain.
+        listed: The folders that were looked into, each with its time of modification in ns before that; `None` where
+            there is none.
 
     Raises:
         FileNotFoundError: A folder is not there.
@@ -203,7 +222,8 @@ class PictureFolders:
         for folder in self.folders:
             if not os.path.isdir(folder):
                 raise FileNotFoundError(f"The picture folder {folder} does not exist.")
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, tuple[str, ...]] = {}
+        self.listed: dict[str, int | None] = {}
         self._entries: dict[str, dict[str, str]] = {}
         self._below: list[str] | None = None
 
@@ -224,7 +244,7 @@ class PictureFolders:
                     if (path := self._path(folder, below)) is not None:
                         return FilePicture(path)
         path = os.path.join(self.folders[0], wanted[0])
-        self.missing[path] = names[0]
+        self.missing[path] = names
         return FilePicture(path)
 
     def _searched(self) -> Iterator[str]:
@@ -247,6 +267,7 @@ class PictureFolders:
         """Entries of a folder by their composed names, as paths on the disk."""
         # One listing of a folder replaces a look-up on the disk per picture.
         if folder not in self._entries:
+            self.listed[folder] = modified(folder)
             self._entries[folder] = self._list(folder)
         return self._entries[folder]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .containers import CONTAINERS, container_of
 from .containers.registry import Entry
@@ -14,7 +14,7 @@ from .pictures import EncodedPicture, FilePicture, Picture, PictureFolders, Tabl
 from .rows import BadRow, Row, row_or_fault
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RowContext:
     """What the reader of a row gets beside it.
 
@@ -24,7 +24,7 @@ class RowContext:
         source: Name of the data set.
         options: Further fields of [`DataSource`] that the reader takes.
         encoded: Places of the pictures that are written in the file as text.
-        file, place: Where the row stands, for faults in a part of it.
+        file, place: Where the row stands, for faults in a part of it; set anew for every row.
     """
 
     path: Path
@@ -48,6 +48,8 @@ class RowContext:
         """
         if not isinstance(shown, str):
             return shown
+        if ":" not in shown:
+            return self.folders.find(shown, *others)
         if is_encoded(shown):
             if self.encoded is None:
                 raise ValueError("a picture in base64 is read from JSON only: store its bytes, or name a file.")
@@ -100,11 +102,13 @@ def _other_names(shown: str | Picture) -> list[str]:
     return [shown.removesuffix(".jpg") + ending for ending in OCR_VQA_ENDINGS]
 
 
-RowReader = Callable[[dict[str, Any], RowContext], Row | list[Row | BadRow]]
+Made = TypeVar("Made")
+ReadOne = Callable[[dict[str, Any], RowContext], Made | list[Made | BadRow]]
+RowReader = ReadOne[Row]
 
 
-def rows_in(path: Path, read: RowReader, at: RowContext) -> Iterator[Row | BadRow]:
-    """The rows of a container by the reader of one row, and the faults in the places of bad ones.
+def rows_in(path: Path, read: ReadOne[Made], at: RowContext) -> Iterator[Made | BadRow]:
+    """What the reader of one row makes of the rows of a container, and the faults in the places of bad ones.
 
     Raises:
         ValueError: It is no container of rows.
@@ -116,12 +120,16 @@ def rows_in(path: Path, read: RowReader, at: RowContext) -> Iterator[Row | BadRo
         )
     at = replace(at, path=holder.root(path))
     for entry in holder.entries(path):
-        if entry.file != at.file:
+        if entry.file is not at.file:
             in_json = entry.file.suffix in (".json", ".jsonl", ".ndjson")
-            at = replace(at, file=entry.file, encoded=EncodedTexts(entry.file) if in_json else None)
+            at.file, at.encoded = entry.file, EncodedTexts(entry.file) if in_json else None
+        at.place = entry.place
         made = row_or_fault(entry.file, entry.place, _made, read, entry, at)
-        yield from made if isinstance(made, list) else [made]
+        if isinstance(made, list):
+            yield from made
+        else:
+            yield made
 
 
-def _made(read: RowReader, entry: Entry, at: RowContext) -> Row | list[Row | BadRow]:
-    return read(entry.load(), replace(at, place=entry.place))
+def _made(read: ReadOne[Made], entry: Entry, at: RowContext) -> Made | list[Made | BadRow]:
+    return read(entry.load(), at)

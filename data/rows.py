@@ -168,21 +168,3 @@ class Group:
     @property
     def source(self) -> str:
         return self.rows[0].source
-
-
-def group_rows(rows: list[Row], rows_per_picture: int | None = None) -> list[Group]:
-    """Rows with the same source and pictures together, at most `rows_per_picture` in a group (`None`: all).
-
-    Groups and the rows in them keep the order of first appearance. Rows without a picture stay alone.
-    """
-    if rows_per_picture is not None and rows_per_picture < 1:
-        raise ValueError(f"rows_per_picture must be at least 1, got {rows_per_picture}.")
-    together: dict[Any, list[Row]] = {}
-    for number, row in enumerate(rows):
-        key = (row.source, row.pictures) if row.pictures else number
-        together.setdefault(key, []).append(row)
-    groups = []
-    for members in together.values():
-        size = rows_per_picture or len(members)
-        groups += [Group(tuple(members[start : start + size])) for start in range(0, len(members), size)]
-    return groups

@@ -101,6 +101,11 @@ def _fault(member: tarfile.TarInfo, kind: str) -> str:
     return ""
 
 
+def target_of(shard: Path) -> Path:
+    """What a compressed tar is unpacked to."""
+    return shard.with_name(shard.name.removesuffix(".tgz").removesuffix(".tar.gz") + ".tar")
+
+
 def unpacked(shard: Path) -> Path:
     """A tar as it can be read at any place: a compressed one is unpacked beside itself, once, which a line says.
 
@@ -109,7 +114,7 @@ def unpacked(shard: Path) -> Path:
     """
     if not shard.name.endswith(COMPRESSED):
         return shard
-    target = shard.with_name(shard.name.removesuffix(".tgz").removesuffix(".tar.gz") + ".tar")
+    target = target_of(shard)
     changed = shard.stat().st_mtime_ns
     if target.exists():
         if target.stat().st_mtime_ns >= changed:

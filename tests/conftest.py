@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "JMINIGPT4_ROWS" not in os.environ:  # where processes that tests start find it, too
+    _ROWS = tempfile.TemporaryDirectory(prefix="rows-")
+    os.environ["JMINIGPT4_ROWS"] = _ROWS.name
 
 import numpy as np
 import pytest

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..data.first_look import look_at_first_rows
-from ..data.readers import READERS, as_source, read_source
+from ..data.readers import READERS, as_source
 
 LAYOUTS = "; ".join(reader.layout for reader in READERS.values())
 Data = Annotated[
@@ -162,15 +162,15 @@ def data(
 ):
     """Look through data: counts, bad pictures, token lengths, duplicates, overlap, examples."""
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from .. import DEMO
+    from ..data.table import open_table
     from ..inference.loading import load_processor
     from .inspection import inspect
 
-    rows, bad = [], {}
-    for source in map(as_source, _sources(data, images, reader) or []):
-        rows += read_source(source, bad.setdefault(source.title, []).append)
     processor = load_processor(model or DEMO)
-    for found in inspect(rows, processor, against or (), coco_twins, progress=not as_json, bad_rows=bad):
-        typer.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else "\n".join(found.lines()))
+    for source in map(as_source, _sources(data, images, reader) or []):
+        found = inspect(open_table(source, aloud=not as_json), processor, against or (), coco_twins, not as_json)
+        given = asdict(replace(found, bad_rows=[])) | {"bad_rows": [asdict(bad) for bad in found.bad_rows]}
+        typer.echo(json.dumps(given, ensure_ascii=False) if as_json else "\n".join(found.lines()))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from .sampling import Samples
 from .selection import CocoTwins
 from .sharding import shard_language
 from .sizing import by_heart, is_fresh, sized
-from .sources import BadPictures, SourceData, fill_cache, pictures_of, read_data
+from .sources import BadPictures, SourceData, fill_cache, read_data
 from .steps import RowEncoder, Step, StepDataset, first_rows, spare_workers, within_window
 from .trainer import ProjectionTrainer, newest_checkpoint
 
@@ -209,7 +210,7 @@ def _prepare(
         if state.is_main_process:
             tqdm.write(taken)
     encoder = PictureEncoder(model, processor, views=recipe.cached_views if cache else 0)
-    bad = BadPictures(recipe, len({picture.name for picture in pictures_of(sources)}))
+    bad = BadPictures(recipe, sources)
     pictures: PictureEncoder | FeatureCache = encoder
     if cache is not None and fill:
         pictures = FeatureCache(cache, encoder, recipe.cache_dtype)
@@ -234,12 +235,11 @@ def _leave_out_long(
     """Without the rows that do not fit the language model's window; says in a line how many there are."""
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     sources, long = within_window(sources, encoder, window)
-    if long and state.is_main_process:
-        row, length = long[0]
-        picture = f" about {row.image_ids[0]}" if row.image_ids else ""
+    if long.first is not None and state.is_main_process:
+        picture = f" about {long.first.image_ids[0]}" if long.first.image_ids else ""
         tqdm.write(
-            f"{len(long):,} rows are left out, longer than the model's window of {window:,} tokens: the first, of "
-            f"{row.source}{picture}, has {length:,}. `max_answer_tokens` would cut their answers."
+            f"{long.count:,} rows are left out, longer than the model's window of {window:,} tokens: the first, of "
+            f"{long.first.source}{picture}, has {long.length:,}. `max_answer_tokens` would cut their answers."
         )
     return sources
 
@@ -454,8 +454,8 @@ class Run:
         return trainer
 
     def _samples(self, output: Path, steps: int) -> Samples:
-        held = [group for source in self.sources for group in source.validation or source.training]
-        rows = [group.rows[0] for group in held if group.pictures][:4]
+        held = (group for source in self.sources for group in source.validation or source.training)
+        rows = [group.rows[0] for group in islice((group for group in held if group.pictures), 4)]
         return Samples(
             self.model, self.processor, rows, self.encoder, output, steps,
             everywhere=self.recipe.shard_language, encoder_learns=self.recipe.encoder_learns, reports=self.reports,

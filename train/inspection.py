@@ -1,18 +1,22 @@
 """`jminigpt4 data`: what is in a data set, before anything is trained on it."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from ..data.columns import content_keys
 from ..data.id_lists import read_ids, unmatched_line
 from ..data.rows import BadRow, Row
+from ..data.table import Rows
 from .features import BadPicture
+from .groups import Grouping, distinct_pictures, group, split
 from .packing import IGNORED
-from .selection import CocoTwins, exclude, not_in
+from .selection import CocoTwins, not_in, rows_about
 from .steps import RowEncoder
 
 
@@ -39,7 +43,7 @@ class Inspection:
     rows: int = 0
     pictures: int = 0
     text_only: int = 0
-    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_rows: Sequence[BadRow] = ()
     missing: list[str] = field(default_factory=list)
     broken: list[BadPicture] = field(default_factory=list)
     duplicate_rows: int = 0
@@ -53,7 +57,7 @@ class Inspection:
         """The report, line by line."""
         yield f"{self.source}: {self.rows:,} rows about {self.pictures:,} pictures ({self.text_only:,} rows without)"
         yield f"  bad rows: {len(self.bad_rows):,}"
-        yield from (f"    {bad.reason}" for bad in self.bad_rows[:5])
+        yield from (f"    {bad.reason}" for bad in islice(self.bad_rows, 5))
         yield f"  pictures missing: {len(self.missing):,}; broken: {len(self.broken):,}"
         yield from (f"    missing: {name}" for name in self.missing[:5])
         if len(self.missing) > self.pictures / 2:
@@ -70,41 +74,52 @@ class Inspection:
 
 
 def inspect(
-    rows: list[Row],
+    table: Rows,
     processor: Any,
     against: Iterable[str] = (),
     coco_twins: str | None = None,
     progress: bool = True,
-    bad_rows: Mapping[str, list[BadRow]] | None = None,
-) -> list[Inspection]:
-    """Looks at every row and every picture, source by source.
+) -> Inspection:
+    """Looks at every row and every picture of a source.
 
     Args:
-        rows: The rows.
+        table: Its rows.
         processor: A [`JMiniGPT4Processor`]: decodes pictures and counts tokens.
         against: Files with image ids of evaluation sets.
         coco_twins: Visual Genome's `image_data.json`.
         progress: Whether to show a progress bar.
-        bad_rows: What was left out of each source, by its name.
     """
-    by_source: dict[str, list[Row]] = {}
-    for row in rows:
-        by_source.setdefault(row.source, []).append(row)
     twins = CocoTwins(coco_twins)
-    found = [_inspect(name, each, processor, list(against), twins, progress) for name, each in by_source.items()]
-    for each in found:
-        each.bad_rows = (bad_rows or {}).get(each.source, [])
+    grouping = group(table, np.empty(0, np.int64), CocoTwins())
+    found = Inspection(table.source, len(table), grouping.meta["pictures"], bad_rows=table.bad)
+    found.text_only = sum(int((grouping.pictures[chunk] == 0).sum()) for chunk in split(grouping, 0.0)[0].chunks())
+    _look_at_pictures(grouping, processor, found, progress)
+    found.duplicate_rows = len(table) - _different_rows(table)
+    for path in against:
+        ids = read_ids(path)
+        found.overlap[str(path)] = len(rows_about(ids, table, twins))
+        if unmatched := not_in(ids, [table], twins):
+            found.unmatched.append(unmatched_line(path, unmatched, ids))
+    found.tokens = token_lengths(table, processor)
+    found.examples = [render(table[number], processor) for number in _evenly(len(table), 3)[:3]]
     return found
 
 
-def _inspect(
-    name: str, rows: list[Row], processor: Any, against: list[str], twins: CocoTwins, progress: bool
-) -> Inspection:
-    found = Inspection(name, rows=len(rows), text_only=sum(not row.pictures for row in rows))
-    pictures = {picture.name: picture for row in rows for picture in row.pictures}
-    found.pictures = len(pictures)
-    contents: Counter[bytes] = Counter()
-    for picture in tqdm(pictures.values(), desc=f"{name}: pictures", unit="picture", disable=not progress):
+def _evenly(count: int, most: int) -> range:
+    return range(0, count, max(1, count // most))
+
+
+def _look_at_pictures(grouping: Grouping, processor: Any, found: Inspection, progress: bool):
+    """Reads and decodes every picture once, and counts those of equal content."""
+    contents = bytearray()  # of each picture 16 bytes
+    pictures = tqdm(
+        distinct_pictures([split(grouping, 0.0)[0]]),
+        desc=f"{found.source}: pictures",
+        total=found.pictures,
+        unit="picture",
+        disable=not progress,
+    )
+    for picture in pictures:
         try:
             content = picture.read()
         except FileNotFoundError:
@@ -113,27 +128,30 @@ def _inspect(
         except OSError as error:
             found.broken.append(BadPicture(picture.name, str(error)))
             continue
-        contents[hashlib.sha256(content).digest()] += 1
+        contents += hashlib.sha256(content).digest()[:16]
         try:
             processor.image_processor.to_rgb(content, picture.name)
         except ValueError as error:
             found.broken.append(BadPicture(picture.name, str(error)))
-    found.duplicate_pictures = sum(contents.values()) - len(contents)
-    found.duplicate_rows = len(rows) - len({(row.conversation, row.image_ids) for row in rows})
-    for path in against:
-        ids = read_ids(path)
-        found.overlap[str(path)] = len(rows) - len(exclude(rows, ids, twins))
-        if unmatched := not_in(ids, rows, twins):
-            found.unmatched.append(unmatched_line(path, unmatched, ids))
-    found.tokens = token_lengths(rows, processor)
-    found.examples = [render(row, processor) for row in rows[:: max(1, len(rows) // 3)][:3]]
-    return found
+    found.duplicate_pictures = len(contents) // 16 - _different(np.frombuffer(contents, np.uint64).reshape(-1, 2))
 
 
-def token_lengths(rows: list[Row], processor: Any, most: int = 10_000) -> dict[str, int]:
+def _different_rows(table: Rows) -> int:
+    """How many rows say something else than every other, or of other pictures."""
+    contents = [content_keys(batch) for _, batch in table.batches()]
+    return _different(np.concatenate(contents))
+
+
+def _different(keys: np.ndarray) -> int:
+    """How many different keys there are, `(n, 2)`."""
+    keys = keys[np.lexsort((keys[:, 1], keys[:, 0]))]
+    return min(len(keys), 1) + int((keys[1:] != keys[:-1]).any(axis=1).sum())
+
+
+def token_lengths(rows: Sequence[Row], processor: Any, most: int = 10_000) -> dict[str, int]:
     """Lengths in tokens of at most `most` evenly chosen rows: least, median, 99 in 100, most, and supervised ones."""
     encoder = RowEncoder(processor)
-    encoded = [encoder.encode(row) for row in rows[:: max(1, len(rows) // most)]]
+    encoded = [encoder.encode(rows[number]) for number in _evenly(len(rows), most)]
     lengths = sorted(len(row.input_ids) for row in encoded)
     learnt = sorted(sum(label != IGNORED for label in row.labels) for row in encoded)
     middle, high = len(lengths) // 2, min(len(lengths) - 1, len(lengths) * 99 // 100)

@@ -5,13 +5,12 @@ sequence, windows that count it, states that run through it: each would learn so
 without a word. So a pack as long as the run's own is compared with its rows, whatever the language model is called.
 """
 
-import heapq
 import itertools
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.rows import PICTURE, Group
 from .distributed import from_all
 from .loss import PackLoss
 from .packing import EncodedGroup, EncodedRow, Pack, Packer, shared_length
@@ -23,26 +22,23 @@ from .steps import RowEncoder
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far loss and gradient may be off, relative. Half precision rounds a row in a pack otherwise than alone."""
 ROWS = 4  # of a pack, compared with themselves
+LONGEST = 256  # groups, of which enough for two packs are taken
 SCALE = 64.0  # of the loss: small gradients are none in float16
 
 
 def longest_groups(sources: list[SourceData], encoder: RowEncoder, tokens: int) -> list[EncodedGroup]:
     """Groups to compare: those with the longest rows, enough to fill two packs of `tokens` tokens.
 
-    A window shows only in rows that are longer. Rows are ranked by characters, as not all of them can be encoded.
-    Each row's `source` is its number here, each group's pictures are numbered on.
+    A window shows only in rows that are longer. Rows are ranked by the bytes of their texts, as not all of them can be
+    encoded. Each row's `source` is its number here, each group's pictures are numbered on.
     """
-    held = (
-        (_characters(group, encoder.processor.num_query_tokens), number, index)
-        for number, source in enumerate(sources)
-        for index, group in enumerate((*source.training, *source.validation))
-        if group.pictures
-    )
     groups: list[EncodedGroup] = []
     rows, pictures, length = 0, 0, 0
-    for _, number, index in heapq.nlargest(256, held):
+    for number, index in _longest(sources, encoder.processor.num_query_tokens):
         source = sources[number]
-        group, prompt = (*source.training, *source.validation)[index], source.prompts.choose(0, number, index)
+        before = len(source.training)
+        group = source.training[index] if index < before else source.validation[index - before]
+        prompt = source.prompts.choose(0, number, index)
         encoded = [encoder.encode(row, rows + place, prompt) for place, row in enumerate(group.rows)]
         learnt = tuple(row for row in encoded if row.first_learnt < len(row.labels))
         if learnt:
@@ -55,12 +51,21 @@ def longest_groups(sources: list[SourceData], encoder: RowEncoder, tokens: int) 
     return groups
 
 
-def _characters(group: Group, picture: int) -> int:
-    """Of the longest row, a picture counted as `picture`."""
-    return max(
-        sum(picture if part is PICTURE else len(part) for message in row.conversation for part in message.parts)
-        for row in group.rows
-    )
+def _longest(sources: list[SourceData], picture: int) -> list[tuple[int, int]]:
+    """Source and place, in training and then in validation, of the `LONGEST` groups with pictures whose longest row is
+    longest; a picture counts as `picture` bytes."""
+    held = np.empty((0, 3), np.int64)
+    for number, source in enumerate(sources):
+        place = 0
+        for groups in (source.training, source.validation):
+            for chunk in groups.chunks():
+                shown = groups.grouping.pictures[chunk].astype(np.int64)
+                sizes = groups.grouping.longest[chunk] + picture * shown
+                found = np.stack([sizes, np.full(len(chunk), number), place + np.arange(len(chunk))], axis=1)
+                held = np.concatenate([held, found[shown > 0]])
+                held = held[np.lexsort(held.T[::-1])[: -LONGEST - 1 : -1]]
+                place += len(chunk)
+    return [(number, place) for _, number, place in held.tolist()]
 
 
 def exact_packer(loss: PackLoss, packer: Packer, groups: list[EncodedGroup], first: bool = True) -> Packer:

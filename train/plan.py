@@ -115,12 +115,12 @@ def measure(run: Any, cache: Path | None, output: Path, export: Path | None) -> 
 
 def _missing(run: Any, cache: Path) -> int:
     """How many views of pictures are not in the cache."""
-    pictures = {picture.name: picture for picture in pictures_of(run.sources)}
+    pictures = pictures_of(run.sources)
     views = run.recipe.cached_views or 1
     if not (cache / FINGERPRINT).is_file():
-        return views * len(pictures)
+        return views * sum(1 for _ in pictures)
     held = FeatureCache(cache, run.encoder, run.recipe.cache_dtype)
-    return views * sum(picture not in held for picture in pictures.values())
+    return views * sum(picture not in held for picture in pictures)
 
 
 def _encode(encoder: Any, step: Step, device: torch.device) -> tuple[torch.Tensor | None, float]:

@@ -73,17 +73,8 @@ def describe_run(order: SampleOrder, recipe: Recipe, sources: list[SourceData], 
 
 def digest(source: SourceData) -> str:
     """SHA-256 over what a source teaches: every text, role and id of a picture in its order, and its prompts."""
-    sum_ = hashlib.sha256(repr((source.prompts.prompts, source.prompts.probability)).encode())
-    for groups in (source.training, source.validation):
-        sum_.update(f"{len(groups)} groups".encode())
-        for group in groups:
-            for row in group.rows:
-                messages = [
-                    (each.role, [part if isinstance(part, str) else None for part in each.parts])
-                    for each in row.conversation
-                ]
-                sum_.update(repr((row.image_ids, messages)).encode())
-    return sum_.hexdigest()
+    parts = (source.prompts.prompts, source.prompts.probability, source.training.digest(), source.validation.digest())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def check_resumable(checkpoint: Path, run: RunDescription) -> list[BadPicture]:

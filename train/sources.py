@@ -1,21 +1,25 @@
 """The data of a run: sources to groups of rows, without what cannot or must not be trained on."""
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..data.first_look import look_at, too_many
+from ..data.first_look import LOOKED_FOR, look_at, too_many
 from ..data.id_lists import read_ids, unmatched_line
-from ..data.pictures import Picture, TablePicture
-from ..data.readers import DataSource, as_source, read_source, refuse
-from ..data.rows import BadRow, Group, Row, group_rows
+from ..data.pictures import Picture
+from ..data.readers import DataSource, as_source, refuse
+from ..data.rows import BadRow, Row
+from ..data.table import RowList, Rows, RowTable, open_table
 from .features import BadPicture, FeatureCache, fill_together
+from .groups import Grouping, Groups, distinct_pictures, group, split
 from .prompts import CaptionPrompts
 from .recipe import Recipe
-from .selection import CocoTwins, exclude, not_in, split
+from .selection import CocoTwins, not_in, rows_about
 from .sizing import validation_share
 
 
@@ -24,47 +28,61 @@ class SourceData:
     """The groups of one source, what its captions are asked with, and the rows that were left out as bad."""
 
     title: str
-    training: list[Group]
-    validation: list[Group]
+    training: Groups
+    validation: Groups
     prompts: CaptionPrompts
     weight: float | None
-    bad_rows: tuple[BadRow, ...] = ()
+    bad_rows: Sequence[BadRow] = ()
 
 
 def read_data(data: Any, recipe: Recipe, twins: CocoTwins) -> list[SourceData]:
     """Sources to groups of rows for training and validation, without what must not be trained on.
+
+    Rows are mapped from their tables on disk; where one is still to be made, the first process makes it.
 
     Raises:
         FileNotFoundError: A data file is missing, or more pictures are than the recipe allows.
         ValueError: There is no data, all of a source is excluded, a row is bad and the recipe does not allow it, or
             most pictures are none.
     """
-    sources = _sources(data, recipe)
-    if not sources:
-        raise ValueError("There is no data: name files, or a recipe with `data`.")
-    excluded = _excluded_ids(recipe.exclude, [row for _, rows, _ in sources for row in rows], twins)
+    with PartialState().main_process_first():
+        sources = _sources(data, recipe)
+        if not sources:
+            raise ValueError("There is no data: name files, or a recipe with `data`.")
+        groupings = _groupings(sources, recipe, twins)
     most = recipe.max_bad_share if recipe.on_bad_picture == "skip" else 0.0
-    grouped = []
-    for source, rows, _ in sources:
-        rows = exclude(rows, excluded, twins) if excluded else rows
-        look_at((picture for row in rows for picture in row.pictures), source.title, most)
-        # Where the language model does not learn, a row without a picture has a gradient of zero.
-        rows = rows if recipe.language_learns else [row for row in rows if row.pictures]
-        grouped.append(group_rows(rows, recipe.rows_per_picture))
+    for (source, _), grouping in zip(sources, groupings, strict=True):
+        every, groups = grouping.meta["pictures"], split(grouping, 0.0)[0]
+        look_at(_evenly_chosen(groups), source.title, most, every)
     share = recipe.validation
     if "validation" in recipe.auto:
-        share = validation_share(sum(map(len, grouped)))
+        share = validation_share(sum(map(len, groupings)))
     result = []
-    for number, ((source, _, bad), groups) in enumerate(zip(sources, grouped, strict=True)):
-        training, validation = split(groups, share, twins)
+    for number, ((source, table), grouping) in enumerate(zip(sources, groupings, strict=True)):
+        training, validation = split(grouping, share)
         if not training:
             raise ValueError(
                 f"Nothing of {source.title} is left to train on: its rows have no pictures, are excluded, or all "
                 "fall into the validation share."
             )
         prompts = _prompts(source, recipe, recipe.seed + number)
-        result.append(SourceData(source.title, training, validation, prompts, source.weight, tuple(bad)))
+        result.append(SourceData(source.title, training, validation, prompts, source.weight, table.bad))
     return result
+
+
+def _groupings(sources: list[tuple[DataSource, Rows]], recipe: Recipe, twins: CocoTwins) -> list[Grouping]:
+    excluded = _excluded_ids(recipe.exclude, [table for _, table in sources], twins)
+    # Where the language model does not learn, a row without a picture has a gradient of zero.
+    without_pictures = bool(recipe.language_learns)
+    return [
+        group(table, rows_about(excluded, table, twins), twins, recipe.rows_per_picture, without_pictures)
+        for _, table in sources
+    ]
+
+
+def _evenly_chosen(groups: Groups) -> list[Picture]:
+    """Pictures of evenly chosen groups, enough to look for `LOOKED_FOR` of them."""
+    return [picture for each in groups[:: -(-len(groups) // LOOKED_FOR) or 1] for picture in each.pictures]
 
 
 def _prompts(source: DataSource, recipe: Recipe, seed: int) -> CaptionPrompts:
@@ -73,40 +91,40 @@ def _prompts(source: DataSource, recipe: Recipe, seed: int) -> CaptionPrompts:
     return CaptionPrompts(wording, often, seed)
 
 
-def _excluded_ids(lists: list[str], rows: list[Row], twins: CocoTwins) -> set[str]:
+def _excluded_ids(lists: list[str], tables: list[Rows], twins: CocoTwins) -> set[str]:
     """Ids of all exclusion lists; says which of them match nothing, as a list of another spelling excludes nothing."""
     excluded: set[str] = set()
     for path in lists:
         ids = read_ids(path)
-        if (unmatched := not_in(ids, rows, twins)) and PartialState().is_main_process:
+        if (unmatched := not_in(ids, tables, twins)) and PartialState().is_main_process:
             tqdm.write(f"exclude: {unmatched_line(path, unmatched, ids)}")
         excluded |= ids.keys()
     return excluded
 
 
-def _sources(data: Any, recipe: Recipe) -> list[tuple[DataSource, list[Row], list[BadRow]]]:
+def _sources(data: Any, recipe: Recipe) -> list[tuple[DataSource, Rows]]:
     if isinstance(data, str | os.PathLike | dict | DataSource):
         data = [data]
     if data and all(isinstance(each, Row) for each in data):
         by_source: dict[str, list[Row]] = {}
         for row in data:
             by_source.setdefault(row.source, []).append(row)
-        return [(DataSource(path="", name=name), rows, []) for name, rows in by_source.items()]
+        return [(DataSource(path="", name=name), RowList(rows)) for name, rows in by_source.items()]
     return [_read(as_source(each), recipe) for each in data or []]
 
 
-def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, list[Row], list[BadRow]]:
-    bad: list[BadRow] = []
-    rows = read_source(source, refuse if recipe.on_bad_row == "raise" else bad.append)
-    every = len(rows) + len(bad)
-    if too_many(len(bad), every, recipe.max_bad_share):
+def _read(source: DataSource, recipe: Recipe) -> tuple[DataSource, RowTable]:
+    aloud = PartialState().is_main_process
+    table = open_table(source, refuse if recipe.on_bad_row == "raise" else None, aloud)
+    count, every = len(table.bad), len(table) + len(table.bad)
+    if too_many(count, every, recipe.max_bad_share):
         raise ValueError(
-            f"{len(bad):,} of {every:,} rows of {source.title} are bad, more than max_bad_share "
-            f"{recipe.max_bad_share}. The first: {bad[0].reason}"
+            f"{count:,} of {every:,} rows of {source.title} are bad, more than max_bad_share "
+            f"{recipe.max_bad_share}. The first: {table.bad[0].reason}"
         )
-    if bad and PartialState().is_main_process:
-        tqdm.write(f"{len(bad):,} of {every:,} rows of {source.title} are left out, the first: {bad[0].reason}")
-    return source, rows, bad
+    if count and aloud:
+        tqdm.write(f"{count:,} of {every:,} rows of {source.title} are left out, the first: {table.bad[0].reason}")
+    return source, table
 
 
 class BadPictures:
@@ -114,12 +132,17 @@ class BadPictures:
 
     Args:
         recipe: `on_bad_picture` and `max_bad_share`.
-        pictures: Number of pictures of the data.
+        sources: The data, whose pictures are counted once one is bad.
     """
 
-    def __init__(self, recipe: Recipe, pictures: int):
-        self.recipe, self.pictures = recipe, pictures
+    def __init__(self, recipe: Recipe, sources: list[SourceData]):
+        self.recipe, self._sources = recipe, sources
         self.found: dict[str, BadPicture] = {}
+
+    @cached_property
+    def pictures(self) -> int:
+        """Number of pictures of the data."""
+        return sum(1 for _ in pictures_of(self._sources))
 
     def note(self, bad: BadPicture):
         """Takes a bad picture into the list.
@@ -137,10 +160,9 @@ class BadPictures:
             )
 
 
-def pictures_of(sources: list[SourceData]) -> list[Picture | TablePicture]:
-    """The pictures of all groups, those for validation as well; one that several groups show comes several times."""
-    groups = [group for source in sources for group in (*source.training, *source.validation)]
-    return [picture for group in groups for picture in group.pictures]
+def pictures_of(sources: list[SourceData]) -> Iterator[Picture]:
+    """The pictures of all groups, those for validation as well, each once."""
+    return distinct_pictures(groups for source in sources for groups in (source.training, source.validation))
 
 
 def fill_cache(
@@ -151,15 +173,22 @@ def fill_cache(
     Raises:
         ValueError: Too many pictures are bad, or all of a source.
     """
-    for each in fill_together(cache, pictures_of(sources), state, progress, policy.note):
+    bad = fill_together(cache, pictures_of(sources), state, progress, policy.note)
+    for each in bad:
         policy.note(each)
+    return without_pictures_called({each.name for each in bad}, sources) if bad else sources
+
+
+def without_pictures_called(names: set[str], sources: list[SourceData]) -> list[SourceData]:
+    """The sources without the groups that show one of these pictures.
+
+    Raises:
+        ValueError: Nothing of a source is left.
+    """
     kept = []
     for source in sources:
-        usable = {
-            name: [group for group in groups if all(picture in cache for picture in group.pictures)]
-            for name, groups in (("training", source.training), ("validation", source.validation))
-        }
-        if not usable["training"]:
+        groups = source.training.about(names)
+        kept.append(replace(source, training=source.training.drop(groups), validation=source.validation.drop(groups)))
+        if not kept[-1].training:
             raise ValueError(f"No picture of {source.title} can be read.")
-        kept.append(replace(source, **usable))
     return kept

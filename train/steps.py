@@ -10,11 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.columns import text_bytes
 from ..data.rows import Group, Row
 from .features import BadPicture, FeatureCache, PictureEncoder
+from .groups import Groups
 from .order import SampleOrder, choice
 from .packing import IGNORED, EncodedGroup, EncodedRow, Pack, Packer
 from .prompts import CaptionPrompts
@@ -99,10 +102,26 @@ class RowEncoder:
         return tuple(common or ())
 
 
+@dataclass
+class LongRows:
+    """Rows that are longer than the language model's window: how many, and the first with its length in tokens."""
+
+    count: int = 0
+    first: Row | None = None
+    length: int = 0
+
+    def note(self, row: Row, length: int):
+        if self.first is None:
+            self.first, self.length = row, length
+        self.count += 1
+
+
 def within_window(
     sources: list[SourceData], encoder: RowEncoder, window: int | None
-) -> tuple[list[SourceData], list[tuple[Row, int]]]:
-    """The sources without the rows that are longer than the language model's window, and those with their lengths.
+) -> tuple[list[SourceData], LongRows]:
+    """The sources without the rows that are longer than the language model's window, and what these are.
+
+    Only rows of groups that may be too long by a bound are made and encoded.
 
     Args:
         sources: Groups of rows.
@@ -112,35 +131,41 @@ def within_window(
     Raises:
         ValueError: Nothing of a source is left to train on.
     """
-    if window is None:
-        return sources, []
-    long: list[tuple[Row, int]] = []
-
-    def fits(row: Row, prompt: str) -> bool:
-        length = _length(row, encoder, prompt, window)
-        if length > window:
-            long.append((row, length))
-        return length <= window
-
-    def fitting(groups: list[Group], prompt: str) -> list[Group]:
-        shorter = [Group(tuple(row for row in group.rows if fits(row, prompt))) for group in groups]
-        return [group for group in shorter if group.rows]
-
-    kept = []
-    for source in sources:
+    long, kept = LongRows(), []
+    for source in sources if window is not None else ():
         prompt = max(source.prompts.prompts, key=len, default="")
-        training, validation = fitting(source.training, prompt), fitting(source.validation, prompt)
+        training = _fitting(source.training, encoder, prompt, window, long)
+        validation = _fitting(source.validation, encoder, prompt, window, long)
         if not training:
             raise ValueError(f"Every row of {source.title} is longer than the model's window of {window} tokens.")
         kept.append(replace(source, training=training, validation=validation))
-    return kept, long
+    return kept or sources, long
+
+
+def _fitting(groups: Groups, encoder: RowEncoder, prompt: str, window: int, long: LongRows) -> Groups:
+    grouping, rows, empty = groups.grouping, [], []
+    for chunk in groups.chunks():
+        texts, pictures = grouping.longest[chunk].astype(np.int64), grouping.pictures[chunk].astype(np.int64)
+        for number in chunk[_bound(texts, pictures, grouping.turns[chunk], encoder, prompt) > window].tolist():
+            members = grouping.rows_of(number).tolist()
+            lengths = [_length(grouping.table[each], encoder, prompt, window) for each in members]
+            for row, length in zip(members, lengths, strict=True):
+                if length > window:
+                    long.note(grouping.table[row], length)
+                    rows.append(row)
+            if min(lengths) > window:
+                empty.append(number)
+    return groups.drop(np.array(empty, np.int64), np.array(rows, np.int64)) if rows else groups
+
+
+def _bound(texts: Any, pictures: Any, turns: Any, encoder: RowEncoder, prompt: str) -> Any:
+    """The most tokens of rows, numbers or arrays of them: a token has at least a byte, a template few."""
+    return texts + len(prompt.encode()) + pictures * encoder.processor.num_query_tokens + 64 * (1 + turns)
 
 
 def _length(row: Row, encoder: RowEncoder, prompt: str, window: int) -> int:
-    """Tokens of a row; of one that is far from the window, a bound: a token has at least a byte, a template few."""
-    texts = sum(len(message.text.encode("utf-8", "replace")) for message in row.conversation) + len(prompt.encode())
-    pictures = len(row.pictures) * encoder.processor.num_query_tokens
-    bound = texts + pictures + 64 * (1 + len(row.conversation))
+    """Tokens of a row; of one that is far from the window, the bound."""
+    bound = _bound(text_bytes(row), len(row.pictures), len(row.conversation), encoder, prompt)
     return bound if bound <= window else len(encoder.encode(row, prompt=prompt).input_ids)
 
 
@@ -161,7 +186,7 @@ class StepDataset(Dataset):
 
     def __init__(
         self,
-        sources: list[list[Group]],
+        sources: list[Groups],
         order: SampleOrder,
         encoder: RowEncoder,
         packer: Packer,
@@ -284,7 +309,7 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def first_rows(sources: list[list[Group]], count: int) -> Iterator[Row]:
+def first_rows(sources: list[Groups], count: int) -> Iterator[Row]:
     """Some rows of every source."""
     for groups in sources:
         for group in groups[:count]:

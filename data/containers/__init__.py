@@ -14,3 +14,9 @@ def container_of(path: Path) -> Container | None:
     """The container that a file or folder is, the first by name where several hold it; `None` where it is none."""
     # Not in the order of registration: a container that reads others' files imports, and so registers, them first.
     return next((CONTAINERS[name] for name in sorted(CONTAINERS) if CONTAINERS[name].holds(path)), None)
+
+
+def files_held(path: Path) -> list[Path]:
+    """The files that a container reads, where they are others than the path or those directly below it."""
+    holder = container_of(path)
+    return holder.files(path) if holder is not None else []

@@ -38,7 +38,7 @@ def _root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-@container("imagefolder", "a folder of pictures with metadata.jsonl, .csv or .parquet", _holds, _root)
+@container("imagefolder", "a folder of pictures with metadata.jsonl, .csv or .parquet", _holds, _root, _files)
 def imagefolder_rows(path: Path) -> Iterator[Entry]:
     """The `imagefolder` layout of `datasets`: `metadata` beside the pictures, or in the folders below, of which only
     `train` is read where there is one. `file_name`, `file_names` and others that end so (`mask_file_name`) are relative

@@ -25,7 +25,7 @@ def _holds(path: Path) -> bool:
         return False
 
 
-@container("img2dataset", "what img2dataset downloads as files or Parquet", _holds)
+@container("img2dataset", "what img2dataset downloads as files or Parquet", _holds, files=shard_tables)
 def img2dataset_rows(path: Path) -> Iterator[Entry]:
     """Successful downloads of `--output_format files` (`00000/000000000.jpg` beside `00000.parquet`) or `parquet`
     (`jpg` in `00000.parquet`), each with its caption and the columns of `--save_additional_columns`; layout as of

@@ -15,7 +15,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
 
 
-@container("parquet", "Parquet, a file or a folder of them", holds=lambda path: bool(_files(path)))
+@container("parquet", "Parquet, a file or a folder of them", lambda path: bool(_files(path)), files=_files)
 def parquet_rows(path: Path) -> Iterator[Entry]:
     """Rows of a Parquet file, or of every file of a folder: of its part `train` where it has several parts. Pictures
     stay in the file until they are needed.

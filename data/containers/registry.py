@@ -31,6 +31,7 @@ class Container:
         holds: Whether a file or folder is such a container; looks at names and beginnings only.
         entries: Its rows one after the other, each parsed when it is asked for.
         root: The file or folder whose name ids of pictures begin with, out of the path that was given.
+        files: The files that are read where they lie deeper than directly below the path; else none.
     """
 
     name: str
@@ -38,18 +39,23 @@ class Container:
     holds: Callable[[Path], bool]
     entries: Callable[[Path], Iterator[Entry]]
     root: Callable[[Path], Path]
+    files: Callable[[Path], list[Path]]
 
 
 CONTAINERS: dict[str, Container] = {}
 
 
 def container(
-    name: str, title: str, holds: Callable[[Path], bool], root: Callable[[Path], Path] = lambda path: path
+    name: str,
+    title: str,
+    holds: Callable[[Path], bool],
+    root: Callable[[Path], Path] = lambda path: path,
+    files: Callable[[Path], list[Path]] = lambda path: [],
 ) -> Callable:
     """Registers the function below it, which gives the entries; arguments as of [`Container`]."""
 
     def register(entries: Callable[[Path], Iterator[Entry]]) -> Callable[[Path], Iterator[Entry]]:
-        CONTAINERS[name] = Container(name, title, holds, entries, root)
+        CONTAINERS[name] = Container(name, title, holds, entries, root, files)
         return entries
 
     return register

@@ -40,7 +40,14 @@ def _has_arrow(path: Path) -> bool:
     return any(path.glob("*.arrow"))
 
 
-@container("saved", "a folder of `datasets`' save_to_disk, or an Arrow file", holds=_holds)
+def _state_and_files(path: Path) -> list[Path]:
+    """What tells which files are read, and these."""
+    files = [file for file in _files(path) if file.is_file()]
+    told = [folder / name for folder in {path, *(file.parent for file in files)} for name in (STATE, SPLITS)]
+    return [*(file for file in sorted(told) if file.is_file()), *files]
+
+
+@container("saved", "a folder of `datasets`' save_to_disk, or an Arrow file", _holds, files=_state_and_files)
 def saved_rows(path: Path) -> Iterator[Entry]:
     """Rows of a `Dataset` that was saved, in the order of `state.json`, or of a `DatasetDict`: of its part `train`
     where it has one. Pictures stay in the Arrow files until they are needed.

@@ -110,14 +110,13 @@ def read_source(source: DataSource, note: Callable[[BadRow], None] = refuse) -> 
     return rows
 
 
-def rows_of(source: DataSource, path: Path, note: Callable[[BadRow], None] = refuse) -> Iterator[Row]:
-    """The rows of one file of a source, one after the other; arguments and errors as of [`read_source`]."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    reader = detect(path) if source.reader == "auto" else READERS.get(FORMER.get(source.reader, source.reader))
-    if reader is None:
-        raise ValueError(f"{source.reader!r} is no reader; there are {', '.join(READERS)}.")
-    folders = PictureFolders(images_of(source, path))
+def rows_of(
+    source: DataSource, path: Path, note: Callable[[BadRow], None] = refuse, folders: PictureFolders | None = None
+) -> Iterator[Row]:
+    """The rows of one file of a source, one after the other; arguments and errors as of [`read_source`], and
+    `folders`: where pictures are looked for, by default in [`images_of`] the source."""
+    reader = reader_of(source, path)
+    folders = PictureFolders(images_of(source, path)) if folders is None else folders
     options = {name: getattr(source, name) for name in reader.options}
     if left := other_parts(path, reader):
         say_once(f"{path}: its part `train` is read; {', '.join(part.name for part in left)} by its own path.")
@@ -126,6 +125,21 @@ def rows_of(source: DataSource, path: Path, note: Callable[[BadRow], None] = ref
             note(row)
         else:
             yield row
+
+
+def reader_of(source: DataSource, path: Path) -> Reader:
+    """What reads one file of a source.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is of no known layout, or the source names a reader that there is not.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    reader = detect(path) if source.reader == "auto" else READERS.get(FORMER.get(source.reader, source.reader))
+    if reader is None:
+        raise ValueError(f"{source.reader!r} is no reader; there are {', '.join(READERS)}.")
+    return reader
 
 
 def images_of(source: DataSource, path: Path) -> list[str | Path]:

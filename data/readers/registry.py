@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..containers import files_held
 from ..pictures import PictureFolders
 from ..recognition import best
 from ..row_context import RowContext, RowReader, rows_in
@@ -25,6 +26,9 @@ class Reader:
         options: Further fields of [`DataSource`] that `read` takes.
         keys: Of a layout of rows: the keys that tell it, one set for each of its forms; see [`seen_keys`].
         row: Of a layout of rows: what reads one of them.
+        version: Goes up when `read` makes other rows of the same file: tables of rows are made anew.
+        files: The files that are read where they are not the path itself or lie deeper than directly below it; else
+            none. When one changes, tables of rows are made anew.
     """
 
     name: str
@@ -34,22 +38,28 @@ class Reader:
     options: tuple[str, ...] = ()
     keys: tuple[frozenset[str], ...] = ()
     row: RowReader | None = None
+    version: int = 1
+    files: Callable[[Path], list[Path]] = lambda path: []
 
 
 READERS: dict[str, Reader] = {}
 
 
-def reader(name: str, layout: str, recognises: Callable[[Path], bool], options: tuple[str, ...] = ()) -> Callable:
+def reader(
+    name: str, layout: str, recognises: Callable[[Path], bool], options: tuple[str, ...] = (), **further: Any
+) -> Callable:
     """Registers the function below it, which reads files of one layout; arguments as of [`Reader`]."""
 
     def register(read: Callable[..., Iterator[Row | BadRow]]) -> Callable[..., Iterator[Row | BadRow]]:
-        READERS[name] = Reader(name, layout, recognises, read, options)
+        READERS[name] = Reader(name, layout, recognises, read, options, **further)
         return read
 
     return register
 
 
-def row_layout(name: str, layout: str, keys: Sequence[set[str]], options: tuple[str, ...] = ()) -> Callable:
+def row_layout(
+    name: str, layout: str, keys: Sequence[set[str]], options: tuple[str, ...] = (), **further: Any
+) -> Callable:
     """Registers the function below it, which reads one row, out of every container of rows.
 
     It takes the row's keys and values and the [`RowContext`], returns a [`Row`] or a list of them, with a
@@ -60,7 +70,8 @@ def row_layout(name: str, layout: str, keys: Sequence[set[str]], options: tuple[
         def read_all(path: Path, folders: PictureFolders, source: str, **given: Any) -> Iterator[Row | BadRow]:
             return rows_in(path, read, RowContext(path, folders, source, given))
 
-        READERS[name] = Reader(name, layout, None, read_all, options, tuple(map(frozenset, keys)), read)
+        forms = tuple(map(frozenset, keys))
+        READERS[name] = Reader(name, layout, None, read_all, options, forms, read, files=files_held, **further)
         return read
 
     return register

@@ -13,7 +13,7 @@ from ..recognition import keys_of
 from ..row_context import RowContext
 from ..rows import BadRow, Row, caption_row, row_or_fault
 from ..splits import training_parts
-from ..tar_samples import COMPRESSED, Sample, tar_samples, unpacked
+from ..tar_samples import COMPRESSED, Sample, tar_samples, target_of, unpacked
 from .registry import layout_of, reader
 
 ENDINGS = (".tar", *COMPRESSED)
@@ -31,7 +31,14 @@ def _shards(path: Path) -> list[Path]:
     return [shard for shard in every if shard.name.endswith(ENDINGS) and not shard.name.startswith(".")]
 
 
-@reader("webdataset", "webdataset tars, of img2dataset and others", lambda path: bool(_shards(path)))
+def _given(path: Path) -> list[Path]:
+    """The shards without those that were unpacked out of others, which change nothing."""
+    shards = _shards(path)
+    targets = {target_of(shard) for shard in shards if shard.name.endswith(COMPRESSED)}
+    return [shard for shard in shards if shard not in targets]
+
+
+@reader("webdataset", "webdataset tars, of img2dataset and others", lambda path: bool(_shards(path)), files=_given)
 def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
     """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`, or a row of
     another layout, such as `conversations`) or `KEY.txt`. Names as of the webdataset library and img2dataset's README.

@@ -107,7 +107,7 @@ def _only(items: list[Item], file: Path) -> list[Item]:
 
 def _require_pictures(items: list[Item], folders: PictureFolders):
     names = {picture.name for item in items for picture in item.pictures}
-    if missing := sorted(folders.missing[name] for name in names if name in folders.missing):
+    if missing := sorted(folders.missing[name][0] for name in names if name in folders.missing):
         raise FileNotFoundError(
             f"{len(missing)} of {len(names)} pictures are not there, the first is {missing[0]}. Looked in "
             f"{', '.join(folders.folders[:4])} and their sub-folders: name the folder with --images."

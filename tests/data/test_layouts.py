@@ -14,6 +14,7 @@ from jminigpt4.cli import app
 from jminigpt4.data.readers import READERS, DataSource, as_source, detect, read_source
 from jminigpt4.data.recognition import best, seen_keys
 from jminigpt4.data.rows import PICTURE
+from jminigpt4.data.table import open_table
 from jminigpt4.data.trl_datasets import preference_dataset, read_preferences
 
 NAMES = ("a.png", "b.png", "coco/train2017/000000000009.jpg", "gqa/images/2.jpg")
@@ -384,6 +385,7 @@ def test_every_layout_is_known_by_its_rows_and_read(pictures, name, ending):
     assert shown(read, pictures) == expected(names, pictures)
     assert len({image_id for row in read for image_id in row.image_ids}) == len(set(names)) or name == "one's own"
     assert [rendered(row) for row in read_source(DataSource(str(path), reader=reader))] == says
+    assert list(open_table(as_source(path))) == read  # as a run keeps them
 
 
 def test_no_two_layouts_claim_the_same_rows(pictures):
@@ -443,7 +445,10 @@ def _inside(value, folder):
 
 REFUSED = {
     "tools of LLaMA-Factory": (
-        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}], "tools": "[]"},
+        {
+            "conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}],
+            "tools": "[{}]",
+        },
         r"`tools` is not read",
     ),
     "observation": (
@@ -551,7 +556,7 @@ UNKNOWN = {
     ),
     "a key inside": (
         [{"texts": [{"user": "a", "bot": "b"}], "images": []}],
-        "its rows have `images`, `texts`, and `finevision`, which comes nearest, wants `texts.assistant` beside `texts.use",
+        "its rows have `images`, `texts`, and `finevision`, which comes nearest, wants `texts.assistant` beside",
     ),
     "one's own without its text": (
         [{"image": "a.png", "label": 3}],

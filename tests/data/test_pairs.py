@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from jminigpt4.cli import app
 from jminigpt4.data.id_lists import read_ids
 from jminigpt4.data.readers import DataSource, as_source, read_source
+from jminigpt4.data.table import open_table
 from jminigpt4.evaluate.benchmarks import parse_request, read_items
 from jminigpt4.evaluate.contamination import benchmark_ids, overlap
 from jminigpt4.train.inspection import inspect
@@ -73,7 +74,7 @@ def test_a_benchmark_that_is_trained_on_is_found_whole(own, tmp_path):
 def test_the_list_of_a_benchmark_finds_every_row_of_its_file(own, tmp_path, processor):
     ids = benchmark_ids(read_items(parse_request(str(own))))
     (tmp_path / "image_ids.txt").write_text("\n".join(ids))
-    (found,) = inspect(read_source(as_source(own)), processor, [str(tmp_path / "image_ids.txt")], progress=False)
+    found = inspect(open_table(as_source(own)), processor, [str(tmp_path / "image_ids.txt")], progress=False)
     assert found.overlap == {str(tmp_path / "image_ids.txt"): found.rows} and found.unmatched == []
 
 
@@ -97,7 +98,7 @@ def test_ids_that_match_nothing_are_counted(own, tmp_path, processor, capsys):
     items = read_items(parse_request(str(own), only=path))
     assert [item.image_ids for item in items] == [("coco:9",)]
     assert capsys.readouterr().err == f"only: {line}\n"
-    (found,) = inspect(read_source(as_source(own)), processor, [str(path)], progress=False)
+    found = inspect(open_table(as_source(own)), processor, [str(path)], progress=False)
     assert found.unmatched == [line] and f"  {line}" in list(found.lines()) and found.overlap[str(path)] == 1
     path.write_text("coco:9\n")
     read_data(str(own), Recipe(exclude=[str(path)]), CocoTwins())

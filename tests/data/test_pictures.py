@@ -15,14 +15,16 @@ def test_a_folder_is_listed_once_and_no_picture_is_looked_up_on_the_disk(tmp_pat
     for number in range(20):
         (tmp_path / ("below" if number % 2 else ".") / f"{number}.png").touch()
     folders = PictureFolders([tmp_path])
-    listed, scandir = [], os.scandir
+    listed, scandir, stat = [], os.scandir, os.stat
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
-    monkeypatch.setattr(os, "stat", lambda *_: pytest.fail("one look-up a picture"))
+    looked_up = []
+    monkeypatch.setattr(os, "stat", lambda path, **_: looked_up.append(str(path)) or stat(path))
     found = [folders.find(f"{number}.png").path for number in range(20)]
     monkeypatch.undo()
     assert all(os.path.isfile(path) for path in found) and folders.missing == {}
     # The root twice: for its files, and for its sub-folders when a picture is not among them.
     assert sorted(listed) == [str(tmp_path), str(tmp_path), str(tmp_path / "below")]
+    assert not [path for path in looked_up if path.endswith(".png")]
 
 
 def test_folders_come_before_sub_folders_and_in_their_order(tmp_path):
@@ -33,24 +35,32 @@ def test_folders_come_before_sub_folders_and_in_their_order(tmp_path):
     assert folders.find("x.png") == FilePicture(str(tmp_path / "two/x.png"))
     assert folders.find("y.png") == FilePicture(str(tmp_path / "one/a/y.png"))
     assert folders.find("nowhere.png", "other.png") == FilePicture(str(tmp_path / "one/nowhere.png"))
-    assert folders.missing == {str(tmp_path / "one/nowhere.png"): "nowhere.png"}
+    assert folders.missing == {str(tmp_path / "one/nowhere.png"): ("nowhere.png", "other.png")}
     assert PictureFolders().find("x/y.png").path == "x/y.png"
 
 
 def test_pictures_of_all_kinds_give_bytes_or_an_os_error(tmp_path):
     pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     assert FilePicture(str(tmp_path / "a.bin"), 2, 3).read() == b"234"
     cells = [{"bytes": b"x", "path": None}, {"bytes": None, "path": str(tmp_path / "a.bin")}, None]
     table = pa.table({"image": cells, "images": [cells, [cells[0]], []]})
-    path = str(tmp_path / "a.bin")
-    assert [TablePicture(path, row, "image", None, table).read() for row in (0, 1)] == [b"x", b"0123456789"]
-    assert TablePicture(path, 0, "images", 1, table).read() == b"0123456789"
-    for empty in (TablePicture(path, 2, "image", None, table), TablePicture(path, 0, "images", 2, table)):
-        with pytest.raises(OSError, match="holds no picture"):
-            empty.read()
-    names = {TablePicture(path, row, column, None, table).name for row in (0, 1) for column in ("image", "images")}
-    assert len(names) == 4
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table)
+    for path in (str(tmp_path / "a.parquet"), str(tmp_path / "a.arrow")):
+        assert [TablePicture(path, row, "image").read() for row in (0, 1)] == [b"x", b"0123456789"]
+        assert TablePicture(path, 0, "images", 1).read() == b"0123456789"
+        for empty in (TablePicture(path, 2, "image"), TablePicture(path, 0, "images", 2)):
+            with pytest.raises(OSError, match="holds no picture"):
+                empty.read()
+        with pytest.raises(OSError, match="has no row 3"):
+            TablePicture(path, 3, "image").read()
+    assert len({TablePicture(path, row, column).name for row in (0, 1) for column in ("image", "images")}) == 4
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(OSError, match="a.parquet cannot be read as a table"):
+        TablePicture(str(tmp_path / "a.parquet"), 0, "image").read()
     memory = MemoryPicture("m", b"abc")
     assert memory.read() == b"abc" and memory.stamp() != MemoryPicture("m", b"abd").stamp()
 

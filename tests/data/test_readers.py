@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from jminigpt4.data.readers import DataSource, as_source, detect, read_source
-from jminigpt4.data.rows import PICTURE, group_rows
+from jminigpt4.data.rows import PICTURE
 
 
 def write_json(path, value):
@@ -73,8 +73,6 @@ def test_stair_captions_with_the_names_of_2014_and_2017(tmp_path, draw, layout, 
     assert [rendered(row) for row in rows] == ["@|キリンが立っている", "@|弁当がある", "@|木と動物", "@|野菜と果物"]
     assert [row.image_ids for row in rows] == [("coco:25",), ("coco:9",), ("coco:25",), ("coco:9",)]
     assert all(row.is_caption and row.pictures[0].read()[:4] == b"\x89PNG" for row in rows)
-    assert [len(group.rows) for group in group_rows(rows)] == [2, 2]
-    assert [len(group.rows) for group in group_rows(rows, 1)] == [1, 1, 1, 1]
 
 
 def test_train_and_val_together_in_two_folders(tmp_path, draw):

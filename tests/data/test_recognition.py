@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import random
 import tarfile
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from jminigpt4.cli import app
 from jminigpt4.data.containers import CONTAINERS, container_of
+from jminigpt4.data.freshness import Origin
 from jminigpt4.data.readers import READERS, as_source, read_source, recognised
 from jminigpt4.data.recognition import best, seen_keys
 
@@ -221,3 +223,38 @@ def test_mutated_rows_are_read_or_named(tmp_path, name):
         for fault in bad:
             assert fault.reason.startswith(f"{path}, line 2") and "\n" not in fault.reason
     assert read >= 100 or name == "addresses.jsonl"
+
+
+def again(path, **given):
+    """Fingerprints of a source's table of rows."""
+    return Origin.of(as_source({"path": str(path), **given})).fingerprint
+
+
+@pytest.mark.parametrize("name", ["hub", "saved", "pictures", "parts", "several", "downloads", "shards", "own.csv"])
+def test_a_table_of_rows_is_made_anew_when_what_holds_them_changes(example, name):
+    path = example(name)
+    before = again(path)
+    assert again(path) == before
+    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        if file.suffix in (".jpg", ".png"):
+            continue
+        if file.name == "dataset_info.json":
+            continue
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert again(path) != before, file
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert again(path) == before
+
+
+def test_unpacking_a_tar_is_no_change_and_more_downloads_are_one(example, tmp_path, draw):
+    shard = example("00001.tar.gz")
+    before, alone = again(tmp_path), again(shard)
+    read_source(as_source(shard))
+    assert (tmp_path / "00001.tar").is_file() and (again(tmp_path), again(shard)) == (before, alone)
+    table = tmp_path / "waon.jsonl"
+    as_lines(ADDRESS)(table, draw)
+    (tmp_path / "downloads").mkdir()
+    before = again(table, images=str(tmp_path / "downloads"))
+    as_table(ADDRESS | {"key": "000000000", "status": "success"})(tmp_path / "downloads" / "00000.parquet", draw)
+    assert again(table, images=str(tmp_path / "downloads")) != before

@@ -117,7 +117,7 @@ def test_the_share_for_validation_is_that_of_the_recipe(tmp_path):
     recipe = sized(LARGE, len(source.training), len(source.validation))[0]
     assert recipe.validation == 8 / 60 and 3 < len(source.validation) < 14
     (again,) = read_data(str(tmp_path / "rows.jsonl"), recipe, CocoTwins())
-    assert again == source or [each.rows for each in again.validation] == [each.rows for each in source.validation]
+    assert [each.rows for each in again.validation] == [each.rows for each in source.validation]
 
 
 def test_a_projection_that_has_learnt_goes_on_slowly(make_model, processor, captions, tmp_path, capsys, monkeypatch):
