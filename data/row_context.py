@@ -43,8 +43,8 @@ class RowContext:
             others: Further names that the file may have.
 
         Raises:
-            ValueError: It is an address from which img2dataset has not downloaded into the folders, or base64 in a file
-                that is not JSON.
+            ValueError: It is an address from which img2dataset has not downloaded into the folders, or base64 in a
+                file that is not JSON.
         """
         if not isinstance(shown, str):
             return shown

@@ -41,8 +41,8 @@ def _root(path: Path) -> Path:
 @container("imagefolder", "a folder of pictures with metadata.jsonl, .csv or .parquet", _holds, _root, _files)
 def imagefolder_rows(path: Path) -> Iterator[Entry]:
     """The `imagefolder` layout of `datasets`: `metadata` beside the pictures, or in the folders below, of which only
-    `train` is read where there is one. `file_name`, `file_names` and others that end so (`mask_file_name`) are relative
-    to its folder. Source: `datasets`' `folder_based_builder.py`.
+    `train` is read where there is one. `file_name`, `file_names` and others that end so (`mask_file_name`) are
+    relative to its folder. Source: `datasets`' `folder_based_builder.py`.
 
     Raises:
         ValueError: A folder has metadata twice, which `datasets` refuses too.
@@ -51,7 +51,7 @@ def imagefolder_rows(path: Path) -> Iterator[Entry]:
     for folder in training_parts(sorted({file.parent for file in files})):
         inside = [file for file in files if file.parent == folder]
         if len(inside) > 1:
-            names = " and ".join(file.name for file in inside)
+            names = " and ".join(sorted(file.name for file in inside))
             raise ValueError(f"{folder} has {names}: which of them is right?")
         above = folder.relative_to(_root(path)).as_posix()
         for entry in READ[inside[0].name](inside[0]):

@@ -223,7 +223,7 @@ LLAVA_JA = {
             "id": "japanese_photos_00001",
             "image": "japanese_photos_00001.jpg",
             "conversations": conversation(
-                "<image>\nこの画像はどこですか?", "市街地です。", "看板は?", "「立ち呑み」です。"
+                "<image>\nどこですか?", "市街地です。", "看板は?", "「立ち呑み」です。"
             ),
         },
         "@どこですか?|市街地です。|看板は?|「立ち呑み」です。",

@@ -89,7 +89,7 @@ def as_downloads(path, draw):
 COCO = {"images": [{"id": 9, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 9, "caption": "犬がいる"}]}
 STAIR = {"image_id": 9, "file_name": "COCO_val2014_000000000009.jpg", "annotations": [{"caption": "犬がいる"}]}
 VQA = {"id": 7, "qas": [{"qa_id": 1, "image_id": 7, "question": "何?", "answer": "犬"}]}
-# Name of the file or folder: its reader, its container ("" where the reader reads the file itself), and what writes it.
+# Name of a file or folder: its reader, its container ("" where the reader reads the file itself), what writes it.
 EXAMPLES = {
     "stair.json": ("coco-captions", "", as_json(COCO)),
     "filter_cap.json": ("minigpt4-align", "", as_json({"annotations": [{"image_id": "2", "caption": "a cat"}]})),
