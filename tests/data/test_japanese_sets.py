@@ -222,9 +222,7 @@ LLAVA_JA = {
         {
             "id": "japanese_photos_00001",
             "image": "japanese_photos_00001.jpg",
-            "conversations": conversation(
-                "<image>\nどこですか?", "市街地です。", "看板は?", "「立ち呑み」です。"
-            ),
+            "conversations": conversation("<image>\nどこですか?", "市街地です。", "看板は?", "「立ち呑み」です。"),
         },
         "@どこですか?|市街地です。|看板は?|「立ち呑み」です。",
         "japanese_photos_conv_12k:japanese_photos_00001.jpg",
