@@ -224,7 +224,7 @@ class ChatFields(PictureFields):
     @classmethod
     def _can_be_read(cls, row: Any) -> Any:
         if isinstance(row, dict):
-            for key in ("videos", "video", "audios", "audio", "tools", "rejected_images"):
+            for key in ("videos", "video", "audios", "audio", "tools", "objects", "rejected_images"):
                 if row.get(key) not in _NOTHING:
                     raise ValueError(f"`{key}` is not read: a row is texts and pictures.")
             for key in ("label", "kto_tag"):

@@ -1,5 +1,6 @@
 """Pictures that rows hold in base64: where in the file they stand, so that they can be read when they are needed."""
 
+import io
 import mmap
 import re
 from pathlib import Path
@@ -31,7 +32,7 @@ class EncodedTexts:
         """The picture of a `data:` address that was read from the file.
 
         Raises:
-            ValueError: It is empty, or does not stand in the file as it was read.
+            ValueError: It is empty, the file is not on this disk, or it does not stand in the file as it was read.
         """
         payload = shown.partition(",")[2]
         # JSON may write these characters in other ways, and writers for web pages do.
@@ -48,5 +49,10 @@ class EncodedTexts:
     def _mapped(self) -> mmap.mmap:
         if self._content is None:
             with open_regular(self.file) as file:
-                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                try:
+                    self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except io.UnsupportedOperation:
+                    raise ValueError(
+                        "pictures in base64 are read from files on disk only: download the file."
+                    ) from None
         return self._content

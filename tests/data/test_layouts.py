@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from typer.testing import CliRunner
 
 from jminigpt4.cli import app
+from jminigpt4.data import encoded as encoded_pictures
 from jminigpt4.data.readers import READERS, DataSource, as_source, detect, read_source
 from jminigpt4.data.recognition import best, seen_keys
 from jminigpt4.data.rows import PICTURE
@@ -464,6 +465,10 @@ REFUSED = {
         r"`messages\.1`: `tool_calls`: rows in which tools are called are not read",
     ),
     "videos": ({"messages": chat("<video>何?", "猫"), "videos": ["a.mp4"]}, "`videos` is not read"),
+    "boxes of ms-swift": (
+        {"messages": chat("<image>どこ?", "<bbox>"), "images": ["a.png"], "objects": {"ref": [], "bbox": [[1, 2]]}},
+        "`objects` is not read",
+    ),
     "a video of LLaVA": (
         {"id": 1, "video": "a.mp4", "conversations": shared("<video>何?", "猫")},
         "`video` is not read",
@@ -637,10 +642,11 @@ def test_folders_of_the_llava_mixture(pictures, folders, names):
 
 def test_a_folder_of_another_name_gives_no_picture(pictures):
     """`1593.jpg` of another data set is not `ocr_vqa/images/1593.jpg`."""
-    (pictures / "else").mkdir()
-    (pictures / "else" / "1593.jpg").write_bytes(b"another")
+    other = pictures / "ocr_vqa" / "else"
+    other.mkdir()
+    (other / "1593.jpg").write_bytes(b"another")
     row = {"id": 1, "image": "ocr_vqa/images/1593.jpg", "conversations": shared("何?", "本")}
-    (read,) = read_source(DataSource(str(write(pictures / "rows.jsonl", [row])), images=str(pictures / "else")))
+    (read,) = read_source(DataSource(str(write(pictures / "rows.jsonl", [row])), images=str(other)))
     with pytest.raises(FileNotFoundError):
         read.pictures[0].read()
 
@@ -652,7 +658,7 @@ def test_pictures_of_ocr_vqa_keep_the_ending_they_came_with(pictures):
     assert read.pictures[0].path.endswith("1593.gif") and read.pictures[0].read()[:4] == b"\x89PNG"
 
 
-def test_base64_is_read_where_it_stands_when_it_is_needed(tmp_path, draw):
+def test_base64_is_read_where_it_stands_when_it_is_needed(tmp_path, draw, monkeypatch):
     encoded = []
     for number in range(4):
         draw(number).save(buffer := io.BytesIO(), format="PNG")
@@ -668,6 +674,10 @@ def test_base64_is_read_where_it_stands_when_it_is_needed(tmp_path, draw):
         assert [row.pictures[0].read() for row in read] == [*encoded[:3], encoded[0]]
         assert len({row.image_ids for row in read}) == 4
         assert all(row.pictures[0].size < len(text) and not hasattr(row.pictures[0], "content") for row in read)
+    monkeypatch.setattr(encoded_pictures, "open_regular", lambda path: io.BytesIO(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"line 1: pictures in base64 are read from files on disk only"):
+        read_source(as_source(path))
+    monkeypatch.undo()
     path.write_text(json.dumps({"messages": parts({"type": "image", "image": "data:image/png;base64,!!!!"}, TEXT)}))
     with pytest.raises(OSError, match="is not base64"):
         read_source(as_source(path))[0].pictures[0].read()
