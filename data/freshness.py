@@ -104,7 +104,7 @@ def where_found(
         folder, name = os.path.split(path)
         if folder in changed and name not in changed[folder] and path not in nowhere:
             return None
-    return now
+    return looked_into(anew) | now
 
 
 def _names(folder: str) -> set[str]:

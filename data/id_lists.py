@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from .fields import Id, PictureFields
 from .ids import canonical_id, coco_twin, known_id
-from .json_files import decode, numbered_lines, parse_json, read_json
+from .json_entries import list_entries, lists_entries
+from .json_files import begins_with, decode, numbered_lines, parse_json
 from .pictures import FilePicture, PictureFolders
 from .readers import recognised
 from .rows import BadRow, row_or_fault
@@ -77,10 +78,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{path} cannot be read as Parquet: is it whole?") from None
         yield from ((f"row {number}", entry) for number, entry in enumerate(entries))
     elif path.suffix == ".json":
-        content = read_json(path)
-        entries = content.get("images") if isinstance(content, dict) else content
-        if not isinstance(entries, list):
-            raise ValueError(f"{path} holds no list of image ids.")
+        (listed,) = lists_entries(path, "images")
+        entries = list_entries(path) if begins_with(path, "[") else listed
         yield from ((f"entry {number}", entry) for number, entry in enumerate(entries))
     else:
         for number, line in numbered_lines(path):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .json_files import read_list
+from .json_entries import list_entries
 from .pictures import coco_number, portable_name
 
 # GQA asks about Visual Genome's pictures under Visual Genome's numbers.
@@ -91,7 +91,7 @@ def read_twins(path: str | os.PathLike) -> dict[str, str]:
         ValueError: The file is not `image_data.json`.
     """
     try:
-        pairs = [(f"vg:{entry['image_id']}", coco_twin(entry["coco_id"])) for entry in read_list(Path(path))]
+        pairs = [(f"vg:{entry['image_id']}", coco_twin(entry["coco_id"])) for entry in list_entries(Path(path))]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not Visual Genome's image_data.json: [{{image_id, coco_id}}, …].") from None
     return {own: twin for own, twin in pairs if twin is not None}

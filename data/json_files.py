@@ -1,25 +1,34 @@
-"""JSON and JSON lines on disk: read, and known by their beginning without being read."""
+"""JSON and JSON lines on disk: read in bounded memory, and known by their beginning without being read."""
 
 import codecs
 import json
 import mmap
 import re
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .files import open_regular
 
-_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+MAX_LINE = 1 << 24  # bytes of a line
+HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class LongLine(bytes):
+    """What stands for a line that is longer than `MAX_LINE`: nothing of it, and its size in bytes."""
+
+    size: int
 
 
 def decode(content: bytes) -> str:
     """The text of a file or of a line of one, without a byte-order mark.
 
     Raises:
-        ValueError: It is not UTF-8; the message goes on behind the name of a file.
+        ValueError: It is not UTF-8, or a line that is too long; the message goes on behind the name of a file.
     """
+    if isinstance(content, LongLine):
+        raise ValueError(f"has {content.size:,} bytes: a line of at most {MAX_LINE:,} is read.")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("is not UTF-8 but UTF-16: save it as UTF-8.")
     try:
@@ -40,16 +49,26 @@ def parse_json(content: bytes) -> Any:
     text = decode(content)
     try:
         value = json.loads(text)
-        if _HALF_A_PAIR.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("is nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    if HALF_A_PAIR.search(text):
+        refuse_halves(value)
+    return value
+
+
+def refuse_halves(value: Any):
+    """Makes sure that a file could hold a value as it stands.
+
+    Raises:
+        ValueError: It holds half of a surrogate pair; the message goes on behind the name of a file.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise ValueError(f"holds {half} alone, half of a surrogate pair, which is no character.") from None
-    except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from None
-    return value
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
@@ -78,40 +97,31 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} {error}") from None
 
 
-def read_list(path: Path) -> list[Any]:
-    """The JSON array in a file.
-
-    Raises:
-        ValueError: As [`read_json`], or it is another value.
-    """
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise ValueError(f"{path} is not a JSON array.")
-    return content
-
-
-def read_lists(path: Path, *keys: str) -> list[list[Any]]:
-    """The arrays under `keys` of the JSON object in a file.
-
-    Raises:
-        ValueError: As [`read_json`], or it is another value, or lacks a key.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
-        raise ValueError(f"{path} is not a JSON object with lists called {' and '.join(keys)}.")
-    return [content[key] for key in keys]
-
-
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line numbers (from 1) and lines of a file; empty lines are passed over.
 
     Lines end with a line feed and nowhere else: `str.splitlines` also parts them at characters such as U+2028, which
-    may stand in a JSON text.
+    may stand in a JSON text. For one of more than `MAX_LINE` bytes comes a [`LongLine`], which says so where it is
+    parsed, and then the line behind it.
     """
     with open_regular(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
+            if len(line) > MAX_LINE and not line.endswith(b"\n"):
+                long = LongLine()
+                long.size = len(line) + _rest_of_line(file)
+                yield number, long
+            elif not line.isspace():
                 yield number, line
+
+
+def _rest_of_line(file: BinaryIO) -> int:
+    """Passes over it, and says how long it is, without the line feed."""
+    size = 0
+    while piece := file.readline(MAX_LINE):
+        size += len(piece)
+        if piece.endswith(b"\n"):
+            return size - 1
+    return size
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,18 +135,6 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, parse_object(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}, {error}") from None
-
-
-def first_keys(path: Path) -> frozenset[str]:
-    """Keys of the first object among the first hundred lines of a JSON-lines file; none where it is no such file."""
-    if path.suffix != ".jsonl" or path.is_dir():
-        return frozenset()
-    for _, line in islice(numbered_lines(path), 100):
-        try:
-            return frozenset(parse_object(line))
-        except ValueError:
-            continue  # the reader names it
-    return frozenset()
 
 
 def begins_with(path: Path, opening: str, key: str = "") -> bool:

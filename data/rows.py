@@ -13,6 +13,7 @@ from .pictures import Picture
 
 IMAGE = "<image>"  # what stands for a picture in a text, in rows of one's own as in LLaVA's
 ROLES = ("system", "user", "assistant")
+MAX_TEXT = 1_000_000  # characters of a row: no language model reads so many, and a tokenizer takes seconds for them
 
 
 class Placeholder(Enum):
@@ -51,7 +52,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        return "".join(part for part in self.parts if isinstance(part, str))
+        return "".join([part for part in self.parts if part is not PICTURE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Row:
         source: Name of the data set, for mixing and for the loss per source.
 
     Raises:
-        ValueError: Pictures and places for them differ in number, or there is nothing to learn.
+        ValueError: Pictures and places for them differ in number, there is nothing to learn, or more than `MAX_TEXT`.
     """
 
     conversation: tuple[Message, ...]
@@ -74,7 +75,7 @@ class Row:
     source: str
 
     def __post_init__(self):
-        places = sum(part is PICTURE for message in self.conversation for part in message.parts)
+        places = sum([message.parts.count(PICTURE) for message in self.conversation])
         if places != len(self.pictures) or len(self.image_ids) != len(self.pictures):
             raise ValueError(
                 f"{places} places for pictures, {len(self.pictures)} pictures and {len(self.image_ids)} image ids: "
@@ -84,6 +85,8 @@ class Row:
             raise ValueError("a conversation must end with an answer of the assistant.")
         if not all(message.text.strip() for message in self.conversation if message.role == "assistant"):
             raise ValueError("an answer is empty or only white space.")
+        if (size := sum([len(message.text) for message in self.conversation])) > MAX_TEXT:
+            raise ValueError(f"its texts have {size:,} characters; at most {MAX_TEXT:,} are read.")
 
     @property
     def answer(self) -> str:

@@ -356,7 +356,8 @@ def _distinct(table: Rows, first: np.ndarray) -> tuple[bytes, bytes]:
     distinct, shown_again = keys[~again], keys[again]
     repeats = np.zeros(len(shown_again), bool)
     repeats[1:] = (shown_again[1:] == shown_again[:-1]).all(axis=1)
-    return distinct.tobytes(), shown_again[~repeats].tobytes()
+    # Joined arrays are in the machine's own order of bytes; keys sort as bytes do.
+    return distinct.astype(">u8").tobytes(), shown_again[~repeats].astype(">u8").tobytes()
 
 
 def distinct_pictures(parts: Iterable[Groups]) -> Iterator[Picture]:

@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..json_files import begins_with, read_list
+from ..json_entries import list_entries
+from ..json_files import begins_with
 from .registry import Entry, container
 
 
@@ -16,7 +17,7 @@ def entries(path: Path) -> Iterator[Entry]:
     Raises:
         ValueError: The file is not a JSON array.
     """
-    for number, value in enumerate(read_list(path)):
+    for number, value in enumerate(list_entries(path)):
         name = value.get("id") if isinstance(value, dict) else None
         yield Entry(path, f"row {number}" if name is None else f"row {number} (id {name!r:.40})", partial(_row, value))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ..fields import Name, Number
-from ..json_files import begins_with, mentions, read_lists
+from ..json_entries import lists_entries
+from ..json_files import begins_with, mentions
 from ..pictures import FilePicture, PictureFolders, coco_names
 from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
@@ -40,7 +41,7 @@ def read_coco_captions(path: Path, folders: PictureFolders, source: str) -> Iter
     Raises:
         ValueError: The file is of another layout.
     """
-    images, annotations = read_lists(path, "images", "annotations")
+    images, annotations = lists_entries(path, "images", "annotations")
     pictures: dict[int, FilePicture] = {}
     for place, each in enumerate(images):
         image = row_or_fault(path, f"image {place}", CocoImage.model_validate, each)

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ..fields import Answer, Id, Number
-from ..json_files import begins_with, read_list
+from ..json_entries import list_entries
+from ..json_files import begins_with
 from ..pictures import PictureFolders
 from ..rows import BadRow, Row, question_row, row_or_fault
 from .registry import reader
@@ -48,7 +49,7 @@ def read_ja_vg_vqa(path: Path, folders: PictureFolders, source: str) -> Iterator
         picture = folders.find(f"{qa.image_id}.jpg")
         return question_row(qa.question, qa.answer, picture, f"vg:{qa.image_id}", source)
 
-    for number, each in enumerate(read_list(path)):
+    for number, each in enumerate(list_entries(path)):
         entry = row_or_fault(path, f"entry {number}", Questions.model_validate, each)
         if isinstance(entry, BadRow):
             yield entry

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ..fields import Id
-from ..json_files import begins_with, mentions, read_lists
+from ..json_entries import lists_entries
+from ..json_files import begins_with, mentions
 from ..pictures import PictureFolders
 from ..rows import BadRow, Row, caption_row, row_or_fault
 from .registry import reader
@@ -43,6 +44,6 @@ def read_align(path: Path, folders: PictureFolders, source: str) -> Iterator[Row
             found.caption, folders.find(f"image/{name}", name), f"cc_sbu_align:{found.image_id}", source
         )
 
-    (annotations,) = read_lists(file, "annotations")
+    (annotations,) = lists_entries(file, "annotations")
     for number, annotation in enumerate(annotations):
         yield row_or_fault(file, f"annotation {number}", read, annotation)

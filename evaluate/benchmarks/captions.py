@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...data.fields import checked
 from ...data.ids import canonical_id
-from ...data.json_files import read_lists
+from ...data.json_entries import lists_entries
 from ...data.pictures import PictureFolders, coco_names
 from ...data.readers.coco_captions import CocoCaption, CocoImage
 from ..items import Item, ask
@@ -21,7 +21,7 @@ def read_captions(path: Path, folders: PictureFolders, request: Request) -> Iter
     Raises:
         ValueError: The file is of another layout; the message names entry and field.
     """
-    images, annotations = read_lists(path, "images", "annotations")
+    images, annotations = lists_entries(path, "images", "annotations")
     names: dict[int, str] = {}
     for number, each in enumerate(images):
         image = checked(CocoImage, each, path, f"image {number}")

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from ...data.fields import Answer, CocoId, Id, Number, checked
 from ...data.ids import coco_twin
-from ...data.json_files import read_list
+from ...data.json_entries import list_entries
 from ...data.pictures import Picture, PictureFolders, TablePicture
 from ..items import Item, ask
 from .registry import Request, benchmark
@@ -64,7 +64,7 @@ def read_ja_vg_vqa(path: Path, folders: PictureFolders, request: Request) -> Ite
     Raises:
         ValueError: The file is of another layout; the message names entry and field.
     """
-    for number, each in enumerate(read_list(path)):
+    for number, each in enumerate(list_entries(path)):
         entry = checked(Entry, each, path, f"entry {number}")
         yield from _items(entry.id, folders.find(f"{entry.id}.jpg"), entry.qas, request, None)
 
