@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,7 +44,7 @@ class DataSource:
     reader: str = "auto"
     name: str = ""
     weight: float | None = None
-    language: str = "auto"
+    language: Literal["auto", "value", "jp"] = "auto"
     prompts: str | list[str] | None = None
     prompt_probability: float | None = None
 

@@ -58,6 +58,8 @@ def read_llava(entry: dict, at: RowContext) -> Row:
         ValueError: There is no such `language`, or the row is of another layout.
     """
     language = at.options.get("language", "auto")
+    if language not in LANGUAGES:
+        raise ValueError(f"language must be {', '.join(LANGUAGES)}, got {language!r}.")
     row = LlavaRow.model_validate(entry)
     return chat_row(_draft(row.conversations, language, moves=bool(row.image)), row, at)
 

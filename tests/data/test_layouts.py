@@ -613,6 +613,14 @@ def test_three_rows_are_shown(pictures, name):
         assert answer.get("content", answer.get("value", answer.get("assistant"))) in result.stdout
 
 
+def test_a_language_that_there_is_not(pictures):
+    path = write(pictures / "rows.jsonl", [{"id": 1, "image": "a.png", "conversations": shared("何?", "猫")}])
+    with pytest.raises(ValueError, match="line 1: language must be auto, jp, value, got 'ja'"):
+        read_source(DataSource(str(path), language="ja"))
+    with pytest.raises(ValueError, match="A data source: `language` must be 'auto', 'value' or 'jp'"):
+        as_source({"path": str(path), "language": "ja"})
+
+
 def test_llavas_picture_goes_first_only_where_its_loader_moves_it(pictures):
     said = shared("前<image>後", "猫")
     rows = [{"id": 1, "image": "a.png", "conversations": said}, {"id": 2, "images": ["a.png"], "conversations": said}]

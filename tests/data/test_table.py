@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from jminigpt4.data import table as tables
 from jminigpt4.data.columns import batch_of, row_of
 from jminigpt4.data.pictures import FilePicture, MemoryPicture, TablePicture
-from jminigpt4.data.readers import READERS, DataSource, as_source, refuse
+from jminigpt4.data.readers import DataSource, as_source, refuse, registry
 from jminigpt4.data.rows import PICTURE, Message, Row, caption_row, question_row
 from jminigpt4.data.table import RowList, RowTable, open_table
 
@@ -28,9 +27,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """Data files that a reader has read."""
-    read, rows = [], READERS["rows"]
-    noting = replace(rows, read=lambda *given: read.append(given[0].name) or rows.read(*given))
-    monkeypatch.setitem(READERS, "rows", noting)
+    read, rows_in = [], registry.rows_in
+    monkeypatch.setattr(registry, "rows_in", lambda *given: read.append(given[0].name) or rows_in(*given))
     return read
 
 
@@ -118,6 +116,10 @@ def test_what_a_table_is_made_of(tmp_path, reads, folder):
 
 
 def test_a_reader_of_another_version_reads_anew(tmp_path, reads, monkeypatch):
+    from dataclasses import replace
+
+    from jminigpt4.data.readers import READERS
+
     path = captions(tmp_path / "rows.jsonl", 5)
     open_table(as_source(path))
     monkeypatch.setitem(READERS, "rows", replace(READERS["rows"], version=2))
@@ -188,7 +190,7 @@ def test_nothing_of_an_aborted_reading_is_taken_for_a_table(tmp_path, folder, mo
         open_table(as_source(path), refuse)
     (home,) = folder.iterdir()
     assert list(home.iterdir()) == []
-    empty = write(tmp_path / "empty.jsonl", {"image": "a.png", "caption": " "})
+    empty = write(tmp_path / "empty.jsonl", {"image": "a.png", "caption": 3})
     with pytest.raises(ValueError, match="empty.jsonl holds no rows that can be used"):
         open_table(as_source(empty))
 
