@@ -121,7 +121,9 @@ def main():
     results = []
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.pictures)
-        print("rows | indexing, rows/s (CPU) | its peak, MB | start, s | peak, MB | step, ms (rows) | far step, us")
+        print(
+            "rows | indexing, rows/s (CPU) | its peak, MB | start, s (CPU) | peak, MB | step, ms (rows) | far step, us"
+        )
         for rows in options.rows:
             path = write(Path(folder), rows, options.pictures)
             given = ("--measure", path, "--steps", options.steps)
@@ -130,7 +132,8 @@ def main():
             results.append((rows, first, second))
             print(
                 f"{rows:,} | {rows / first['seconds']:,.0f} ({rows / first['cpu_seconds']:,.0f}) | "
-                f"{first['peak_mb']:,.0f} | {second['seconds']:.2f} | {second['peak_mb']:,.0f} | "
+                f"{first['peak_mb']:,.0f} | {second['seconds']:.2f} "
+                f"({second['cpu_seconds']:.2f}) | {second['peak_mb']:,.0f} | "
                 f"{second['step_ms']:.1f} ({second['rows_a_step']:,.0f}) | {second['far_us']:.0f}",
                 flush=True,
             )

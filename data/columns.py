@@ -23,11 +23,12 @@ import numpy as np
 
 from .ids import canonical_id
 from .pictures import MemoryPicture, Picture
-from .rows import PICTURE, Message, Row
+from .rows import PICTURE, Message, Placeholder, Row
 
 VERSION = 1  # of this schema
 KEY_BYTES = 16
 STORED = {kind.__name__: kind for kind in get_args(Picture) if kind is not MemoryPicture}
+_FIELDS = {name: (kind, [field.name for field in fields(kind)]) for name, kind in STORED.items()}
 PLACES = ("path", "offset", "size", "row", "column", "position")  # fields of stored pictures
 INDEX = ("picture_keys", "id_keys", "side", "content", "text_bytes", "turn_count")
 
@@ -102,18 +103,44 @@ def index_of(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def row_of(batch: Any, number: int, source: str) -> Row:
-    """Row `number` of a batch of a table."""
-    turns = batch.column(0)[number].as_py()
-    pictures, image_ids = batch.column(1)[number].as_py(), batch.column(2)[number].as_py()
-    return Row(
-        tuple(
-            Message(turn["role"], tuple(PICTURE if part is None else part for part in turn["parts"])) for turn in turns
-        ),
-        tuple(map(_picture, pictures)),
-        tuple(image_ids),
-        source,
-    )
+class Decoded:
+    """A batch of a table, of which rows are made: where its columns lie, looked up once.
+
+    Args:
+        batch: The `pyarrow.RecordBatch`.
+    """
+
+    def __init__(self, batch: Any):
+        turns, pictures, ids = (batch.column(name) for name in ("turns", "pictures", "image_ids"))
+        self._turns, self._pictures, self._ids = (each.offsets.to_numpy() for each in (turns, pictures, ids))
+        self._roles, parts = turns.values.field("role"), turns.values.field("parts")
+        self._parts, self._texts = parts.offsets.to_numpy(), parts.values
+        self._fields = {name: pictures.values.field(name) for name in ("kind", *PLACES)}
+        self._image_ids = ids.values
+
+    def row(self, number: int, source: str) -> Row:
+        """Row `number` of the batch."""
+        turns = range(self._turns[number], self._turns[number + 1])
+        pictures = range(self._pictures[number], self._pictures[number + 1])
+        return Row(
+            tuple([Message(self._roles[turn].as_py(), self._parts_of(turn)) for turn in turns]),
+            tuple([self._picture(place) for place in pictures]),
+            self.image_ids(number),
+            source,
+        )
+
+    def image_ids(self, number: int) -> tuple[str, ...]:
+        """Ids of the pictures of row `number`."""
+        ids = range(self._ids[number], self._ids[number + 1])
+        return tuple([self._image_ids[place].as_py() for place in ids])
+
+    def _parts_of(self, turn: int) -> tuple[str | Placeholder, ...]:
+        texts = [self._texts[part].as_py() for part in range(self._parts[turn], self._parts[turn + 1])]
+        return tuple([PICTURE if text is None else text for text in texts])
+
+    def _picture(self, place: int) -> Picture:
+        kind, names = _FIELDS[self._fields["kind"][place].as_py()]
+        return kind(*[self._fields[name][place].as_py() for name in names])
 
 
 def picture_key(picture: Picture) -> bytes:
@@ -196,8 +223,3 @@ def _pictures(pictures: list[Picture], kind: Any) -> Any:
                 pa.array([getattr(each, name) if type(each) in has[name] else None for each in pictures], wanted)
             )
     return pa.StructArray.from_arrays(columns, fields=list(kind))
-
-
-def _picture(stored: dict[str, Any]) -> Picture:
-    kind = STORED[stored["kind"]]
-    return kind(**{field.name: stored[field.name] for field in fields(kind)})

@@ -9,7 +9,7 @@ from .rows import Row
 
 LOOKED_FOR, OPENED = 1000, 12  # pictures of a data set
 FIRST_ROWS = 200
-LARGE = 50_000_000  # bytes: JSON is read as a whole, and so much of it not twice
+LARGE = 50_000_000  # bytes: the first rows of a JSON file may stand at its end, and so much of it is not read twice
 
 
 def too_many(bad: int, every: int, most: float) -> bool:

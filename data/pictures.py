@@ -225,6 +225,7 @@ class PictureFolders:
         self.missing: dict[str, tuple[str, ...]] = {}
         self.listed: dict[str, int | None] = {}
         self._entries: dict[str, dict[str, str]] = {}
+        self._below_folder: dict[tuple[str, str], dict[str, str]] = {}
         self._below: list[str] | None = None
 
     def find(self, *names: str) -> FilePicture:
@@ -238,7 +239,7 @@ class PictureFolders:
         if not self.folders:
             return FilePicture(wanted[0])
         numbers = {number for name in wanted if (number := coco_number(name)) is not None}
-        for name in [*wanted, *(other for number in numbers for other in coco_names(number))]:
+        for name in [*wanted, *(other for number in numbers for other in coco_names(number))] if numbers else wanted:
             for folder in self._searched():
                 for below in _inside(folder, name):
                     if (path := self._path(folder, below)) is not None:
@@ -261,7 +262,10 @@ class PictureFolders:
     def _path(self, folder: str, name: str) -> str | None:
         """Path of `name` below `folder`, spelt as on the disk."""
         above, last = os.path.split(name)
-        return self._listed(os.path.join(folder, above) if above else folder).get(last)
+        place = (folder, above)
+        if place not in self._below_folder:
+            self._below_folder[place] = self._listed(os.path.join(folder, above) if above else folder)
+        return self._below_folder[place].get(last)
 
     def _listed(self, folder: str) -> dict[str, str]:
         """Entries of a folder by their composed names, as paths on the disk."""

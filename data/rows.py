@@ -45,14 +45,16 @@ class Message:
     def __post_init__(self):
         if self.role not in ROLES:
             raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}.")
-        if wrong := [part for part in self.parts if part is not PICTURE and not isinstance(part, str)]:
-            raise ValueError(f"{wrong[0]!r} stands where a text belongs.")
+        for part in self.parts:
+            if part is not PICTURE and not isinstance(part, str):
+                raise ValueError(f"{part!r} stands where a text belongs.")
         if IMAGE in self.text:
             raise ValueError(f"{IMAGE} stands in a text of the {self.role}, where no picture can be.")
 
     @property
     def text(self) -> str:
-        return "".join([part for part in self.parts if part is not PICTURE])
+        texts = [part for part in self.parts if isinstance(part, str)]
+        return texts[0] if len(texts) == 1 else "".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,13 @@ class Row:
             )
         if not self.conversation or self.conversation[-1].role != "assistant":
             raise ValueError("a conversation must end with an answer of the assistant.")
-        if not all(message.text.strip() for message in self.conversation if message.role == "assistant"):
-            raise ValueError("an answer is empty or only white space.")
-        if (size := sum([len(message.text) for message in self.conversation])) > MAX_TEXT:
+        size = 0
+        for message in self.conversation:
+            text = message.text
+            if message.role == "assistant" and not text.strip():
+                raise ValueError("an answer is empty or only white space.")
+            size += len(text)
+        if size > MAX_TEXT:
             raise ValueError(f"its texts have {size:,} characters; at most {MAX_TEXT:,} are read.")
 
     @property

@@ -12,12 +12,13 @@ The environment variable `JMINIGPT4_ROWS` names another folder. Everything may b
 made anew. A table appears when it is whole, under a lock, so processes that start together build it once.
 """
 
+import gc
 import json
 import os
 import shutil
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -30,7 +31,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from ..checkpoint import finished_file, finished_folder, locked_folder, remove_unfinished
-from .columns import INDEX, STORED, batch_of, index_of, key_of, picture_keys, row_of, schema
+from .columns import INDEX, STORED, Decoded, batch_of, index_of, key_of, picture_keys, schema
 from .freshness import Origin, looked_into, where_found
 from .mapped import Mapped
 from .pictures import PictureFolders
@@ -80,7 +81,7 @@ class RowTable(Sequence[Row]):
         self.bad = BadRows(folder / BAD_ROWS, self.facts.bad)
         self._file = Mapped(folder / ROWS)
         self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._file.content)))
-        self._batch = lru_cache(maxsize=BATCHES)(self._reader.get_batch)
+        self._batch = lru_cache(maxsize=BATCHES)(lambda number: Decoded(self._reader.get_batch(number)))
 
     def __reduce__(self):
         return RowTable, (self.folder, self.source)
@@ -97,7 +98,7 @@ class RowTable(Sequence[Row]):
         if not 0 <= number < len(self):
             raise IndexError(f"{self.source} has no row {number}: it has {len(self):,}.")
         batch = bisect_right(self.facts.starts, number) - 1
-        row = row_of(self._batch(batch), number - self.facts.starts[batch], self.source)
+        row = self._batch(batch).row(number - self.facts.starts[batch], self.source)
         self._file.touched()
         return row
 
@@ -105,7 +106,7 @@ class RowTable(Sequence[Row]):
         """Ids of the pictures of row `number`."""
         batch = bisect_right(self.facts.starts, number) - 1
         self._file.touched()
-        return tuple(self._batch(batch).column("image_ids")[number - self.facts.starts[batch]].as_py())
+        return self._batch(batch).image_ids(number - self.facts.starts[batch])
 
     def rows_about(self, names: set[str]) -> np.ndarray:
         """Numbers of the rows with a picture called so, `(n,)` int64, ascending."""
@@ -173,17 +174,17 @@ class BadRows(Sequence[BadRow]):
     """
 
     def __init__(self, path: Path, count: int):
-        self.path, self.count = path, count
+        self.path, self._count = path, count
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __iter__(self) -> Iterator[BadRow]:
         with open(self.path, "rb") as file:
             yield from map(_BAD.validate_json, file)
 
     def __getitem__(self, number: int) -> BadRow:
-        return next(islice(self, range(self.count)[number], None))
+        return next(islice(self, range(len(self))[number], None))
 
 
 def tables_folder() -> Path:
@@ -235,7 +236,7 @@ def _fresh(folder: Path, source: DataSource) -> bool:
 
 
 @contextmanager
-def only_one(home: Path, is_there: Callable[[], bool]) -> Iterator[bool]:
+def only_one(home: Path, is_there: Callable[[], bool]) -> Generator[bool]:
     """Yields whether something is still to be made: where several processes come together, to the first alone."""
     while not is_there():
         try:
@@ -259,7 +260,7 @@ def _build(folder: Path, source: DataSource, refuse: Callable[[BadRow], None] | 
     """Reads a source into a new table, and removes those of its earlier states."""
     with finished_folder(folder, replace=True) as temporary:
         folders = [PictureFolders(images_of(source, path)) for path in source.files]
-        with _Writer(temporary, refuse) as writer, _bar(source, aloud) as bar:
+        with _Writer(temporary, refuse) as writer, _bar(source, aloud) as bar, _few_collections():
             for path, pictures in zip(source.files, folders, strict=True):
                 for row in rows_of(source, path, writer.note, pictures):
                     writer.add(row)
@@ -274,6 +275,19 @@ def _build(folder: Path, source: DataSource, refuse: Callable[[BadRow], None] | 
     for other in folder.parent.iterdir():
         if other.is_dir() and other.name != folder.name:
             shutil.rmtree(other, ignore_errors=True)
+
+
+@contextmanager
+def _few_collections() -> Generator[None]:
+    """Python's collector off, as it would look at every row again and again while a batch of them is gathered, which
+    is a third of the time; the writer lets it look once a batch."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _bar(source: DataSource, aloud: bool) -> tqdm:
@@ -320,3 +334,4 @@ class _Writer(AbstractContextManager):
             self._stream.write_batch(batch_of(self._rows))
             self.starts.append(self.starts[-1] + len(self._rows))
             self._rows, self._bytes = [], 0
+            gc.collect(0)

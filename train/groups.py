@@ -268,7 +268,7 @@ def _gather(table: Rows, excluded: np.ndarray, without_pictures: bool) -> dict[s
     """Columns of all rows by their number: `keys` `(n, 2)` of all pictures of a row, and how many `counts` they are;
     and the `numbers` of the rows that stay."""
     count = len(table)
-    found = {"keys": np.empty((count, 2), ">u8"), "content": np.empty((count, 2), ">u8")}
+    found: dict[str, np.ndarray] = {name: np.empty((count, 2), ">u8") for name in ("keys", "content")}
     found |= {name: np.empty(count, kind) for name, kind in (("counts", "<u4"), ("sides", "<u8"))}
     found |= {name: np.empty(count, "<u4") for name in ("text_bytes", "turn_count")}
     for start, batch in table.batches():

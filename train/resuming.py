@@ -93,6 +93,12 @@ def check_resumable(checkpoint: Path, run: RunDescription) -> list[BadPicture]:
         raise _not_whole(checkpoint, "has no random state (rng_state.pth)")
     _read(_Position, checkpoint / "trainer_state.json")
     stored = _read(RunDescription, checkpoint / RUN)
+    if stored.order.get("kind") != run.order["kind"]:
+        raise ValueError(
+            f"{checkpoint} is of a version that drew the order of samples in another way: going on would show some "
+            "pictures twice and others never. Finish it with that version, or begin in another output folder with it "
+            "as `projection`."
+        )
     changes = [*_changes(stored.order, run.order), *_changes(stored.recipe, run.recipe)]
     named = {name for name, _, _ in changes}
     changes += [each for each in _changes(stored.rows, run.rows) if "groups of each source" not in named]

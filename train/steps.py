@@ -132,14 +132,16 @@ def within_window(
         ValueError: Nothing of a source is left to train on.
     """
     long, kept = LongRows(), []
-    for source in sources if window is not None else ():
+    if window is None:
+        return sources, long
+    for source in sources:
         prompt = max(source.prompts.prompts, key=len, default="")
         training = _fitting(source.training, encoder, prompt, window, long)
         validation = _fitting(source.validation, encoder, prompt, window, long)
         if not training:
             raise ValueError(f"Every row of {source.title} is longer than the model's window of {window} tokens.")
         kept.append(replace(source, training=training, validation=validation))
-    return kept or sources, long
+    return kept, long
 
 
 def _fitting(groups: Groups, encoder: RowEncoder, prompt: str, window: int, long: LongRows) -> Groups:

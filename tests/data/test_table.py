@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jminigpt4.data import table as tables
-from jminigpt4.data.columns import batch_of, row_of
+from jminigpt4.data.columns import Decoded, batch_of
 from jminigpt4.data.pictures import FilePicture, MemoryPicture, TablePicture
 from jminigpt4.data.readers import DataSource, as_source, refuse, registry
 from jminigpt4.data.rows import PICTURE, Message, Row, caption_row, question_row
@@ -62,8 +62,9 @@ ROWS = [
 
 
 def test_rows_come_out_of_columns_as_they_went_in():
-    assert [row_of(batch_of(ROWS), number, "s") for number in range(len(ROWS))] == ROWS
-    assert row_of(batch_of(ROWS).slice(3), 1, "t").pictures == ROWS[4].pictures
+    batch = Decoded(batch_of(ROWS))
+    assert [batch.row(number, "s") for number in range(len(ROWS))] == ROWS
+    assert Decoded(batch_of(ROWS).slice(3)).row(1, "s") == ROWS[4]
     with pytest.raises(ValueError, match="A MemoryPicture cannot be stored in a table of rows: FilePicture, "):
         batch_of([caption_row("犬", MemoryPicture("m", b""), "own:a", "s")])
 

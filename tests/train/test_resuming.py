@@ -60,6 +60,17 @@ def test_another_run_does_not_go_on_from_a_checkpoint(run, captions, tmp_path):
     assert run(max_steps=2).steps == 2
 
 
+def test_a_run_of_the_older_order_does_not_go_on(run, tmp_path):
+    """Its order had no kind; a run in the new one would repeat and leave out pictures without a word."""
+    run(max_steps=1)
+    path = tmp_path / "run/checkpoint-1/run.json"
+    stored = json.loads(path.read_text())
+    stored["order"].pop("kind")
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="checkpoint-1 is of a version that drew the order of samples in another way"):
+        run(max_steps=2)
+
+
 def test_what_may_change_changes(run, captions, tmp_path):
     run(max_steps=1)
     moved = captions.rename(captions.with_name("moved.jsonl"))
