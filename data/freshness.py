@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .columns import VERSION
+from .downloads import shard_files
 from .pictures import FilePicture, PictureFolders, RemotePicture, modified
 from .readers import DataSource, images_of, reader_of
 from .remote import RemotePath, is_url, listed
@@ -45,7 +46,10 @@ class Origin:
             folders = [(folder, os.path.abspath(folder)) for folder in map(str, images_of(source, path))]
             # Paths as they are given stand in the rows; where they lead to from here is the other half.
             identity.append((str(path), os.path.abspath(path), folders, reader.name, options))
-            state.append((reader.version, [_stamp(file) for file in reader.files(path) or _data_files(path)]))
+            # Addresses in rows are joined with what lies in the picture folders.
+            joined = [file for folder, _ in folders for file in shard_files(Path(folder))]
+            files = [*(reader.files(path) or _data_files(path)), *joined]
+            state.append((reader.version, [_stamp(file) for file in files]))
         name = re.sub(r"[^\w.-]", "_", source.files[0].stem)[:40]
         return cls(f"{name}-{_digest(identity)}", _digest([VERSION, state]))
 

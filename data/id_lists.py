@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from .containers import container_of
 from .fields import Id, PictureFields
 from .ids import canonical_id, coco_twin, known_id
 from .json_entries import list_entries, lists_entries
 from .json_files import begins_with, decode, numbered_lines, parse_json
 from .pictures import FilePicture, PictureFolders
-from .readers import recognised
+from .readers import Reader, other_parts, recognised
+from .recognition import seen_keys
 from .rows import BadRow, row_or_fault
 
 _ID = TypeAdapter(Id)
@@ -23,7 +25,8 @@ _SPLIT = re.compile(r"(train|val|test)(2014|2015|2017)")
 def read_ids(path: str | os.PathLike) -> dict[str, str | None]:
     """Ids of pictures in a file, each with the COCO split that the file names for it, such as `train2014`.
 
-    A file that a reader recognises gives the ids of its rows. Any other is a list of ids: one a line, a JSON array or
+    A file that a reader recognises gives the ids of its rows, and a folder those of all its parts, `test` and
+    `validation` too. Any other is a list of ids: one a line, a JSON array or
     `images` of a JSON object, JSON lines, or Parquet. Of objects, `image_ids` or `image_id` count, else what file
     names tell, else `id`; an id beside `coco_id` is Visual Genome's, and both count (JA-VG-VQA-500).
 
@@ -34,15 +37,10 @@ def read_ids(path: str | os.PathLike) -> dict[str, str | None]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: a data file or a list of image ids is needed.")
-    reader = recognised(path)
     ids: dict[str, str | None] = {}
-    if reader is not None:
-        for row in reader.read(path, PictureFolders(), path.stem):
-            if isinstance(row, BadRow):
-                raise ValueError(row.reason)
-            for image_id, picture in zip(row.image_ids, row.pictures, strict=True):
-                name = picture.name if isinstance(picture, FilePicture) and picture.offset is None else ""
-                ids[image_id] = _split(name) if image_id.startswith("coco:") else None
+    if reader := recognised(path):
+        parts = [path, *other_parts(path, reader)]
+        ids = {image_id: split for part in parts for image_id, split in _ids_in(part, reader)}
     if not ids and not path.is_dir():
         for place, entry in _entries(path):
             found = row_or_fault(path, place, _ids_of, entry)
@@ -52,6 +50,20 @@ def read_ids(path: str | os.PathLike) -> dict[str, str | None]:
     if not ids:
         raise ValueError(f"{path} holds no image ids: it is neither a data file nor a list of ids.")
     return ids
+
+
+def _ids_in(path: Path, reader: Reader) -> Iterator[tuple[str, str | None]]:
+    """Ids of the rows of a data file, each with its split, and those under `coco_id` beside them."""
+    for row in reader.read(path, PictureFolders(), path.stem):
+        if isinstance(row, BadRow):
+            raise ValueError(row.reason)
+        for image_id, picture in zip(row.image_ids, row.pictures, strict=True):
+            name = picture.name if isinstance(picture, FilePicture) and picture.offset is None else ""
+            yield image_id, _split(name) if image_id.startswith("coco:") else None
+    holder = container_of(path)
+    if holder is not None and "coco_id" in seen_keys(path):
+        twins = (coco_twin(entry.load().get("coco_id")) for entry in holder.entries(path))
+        yield from ((twin, None) for twin in twins if twin)
 
 
 def unmatched_line(path: str | os.PathLike, unmatched: Sequence[str], ids: Collection[str]) -> str:

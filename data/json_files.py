@@ -6,7 +6,6 @@ import mmap
 import re
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -137,18 +136,6 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, parse_object(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}, {error}") from None
-
-
-def first_keys(path: Path) -> frozenset[str]:
-    """Keys of the first object among the first hundred lines of a JSON-lines file; none where it is no such file."""
-    if path.suffix != ".jsonl" or path.is_dir():
-        return frozenset()
-    for _, line in islice(numbered_lines(path), 100):
-        try:
-            return frozenset(parse_object(line))
-        except ValueError:
-            continue  # the reader names it
-    return frozenset()
 
 
 def begins_with(path: Path, opening: str, key: str = "") -> bool:

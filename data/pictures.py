@@ -1,5 +1,9 @@
 """Pictures that are not opened yet, and where they lie: names of data sets to files in one or several folders."""
 
+import base64
+import binascii
+import functools
+import json
 import os
 import re
 import zlib
@@ -144,7 +148,40 @@ class MemoryPicture:
         return self.content
 
 
-Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """A picture in base64 in a JSON file: `size` bytes of text from `offset` on."""
+
+    path: str
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}@{self.offset}"
+
+    def stamp(self) -> tuple[int, int]:
+        """Size of the text in bytes and time of modification of the file in ns.
+
+        Raises:
+            OSError: The file is not there any more.
+        """
+        return self.size, os.stat(self.path).st_mtime_ns
+
+    def read(self) -> bytes:
+        """The bytes of the picture file.
+
+        Raises:
+            OSError: As of [`FilePicture`], or the text is not base64.
+        """
+        text = read_picture_file(self.path, self.offset, self.size)
+        try:
+            return base64.b64decode(json.loads(b'"%b"' % text), validate=True)
+        except (binascii.Error, ValueError):
+            raise OSError(f"{self.name} is not base64.") from None
+
+
+Picture = FilePicture | RemotePicture | TablePicture | MemoryPicture | EncodedPicture
 
 
 def stamps(pictures: Sequence[Picture]) -> list[tuple[int, int] | None]:
@@ -174,6 +211,11 @@ def _stamp(picture: Picture) -> tuple[int, int] | None:
         return picture.stamp()
     except (OSError, ValueError):  # the latter of a NUL in a name
         return None
+
+
+def is_address(name: str) -> bool:
+    """Whether a picture's name is one that would have to be fetched: `https://…`, `s3://…`, `data:…`."""
+    return is_url(name) or name[:5].lower() == "data:"
 
 
 def portable_name(name: str) -> str:
@@ -210,9 +252,27 @@ def coco_names(number: int) -> list[str]:
     return [f"COCO_train2014_{number:012d}.jpg", f"COCO_val2014_{number:012d}.jpg", f"{number:012d}.jpg"]
 
 
+def _inside(folder: str, name: str) -> Iterator[str]:
+    """A name as it may be found in a folder: whole, and without the folders before it where `folder` ends with them.
+    `gqa/images/1.jpg` is `1.jpg` in `/data/gqa/images`."""
+    yield name
+    first, _, below = name.partition("/")
+    above = _parts(folder)
+    if below and first in above:
+        parts = name.split("/")
+        for count in range(1, len(parts)):
+            if above[-count:] == parts[:count]:
+                yield "/".join(parts[count:])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parts(folder: str) -> list[str]:
+    return portable_name(folder).rstrip("/").split("/")
+
+
 class PictureFolders:
     """Folders that are looked through in order, and after them their direct sub-folders: Visual Genome's pictures lie
-    in two, COCO's in one for each split.
+    in two, COCO's in one for each split. A name may begin with the folder's own: see [`_inside`].
 
     Args:
         folders: The folders, on this machine or addresses; with none, pictures keep the names they are looked for by.
@@ -265,8 +325,9 @@ class PictureFolders:
             return picture_at(_joined(self.folders[0], wanted[0]))
         for name in candidates:
             for folder in self._searched():
-                if (path := self._path(folder, name)) is not None:
-                    return picture_at(path)
+                for inside in _inside(folder, name):
+                    if (path := self._path(folder, inside)) is not None:
+                        return picture_at(path)
         # A web server lists nothing: there it may be, where no other folder has it.
         folder = next((folder for folder in self.folders if is_web(folder)), self.folders[0])
         path = _joined(folder, wanted[0])
@@ -277,8 +338,9 @@ class PictureFolders:
     def _addressed(self, url: str) -> RemotePicture:
         if not any(is_url(folder) and is_below(folder, url) for folder in self.folders):
             raise ValueError(
-                f"{url} is an address, and a row has none opened that lies in no picture folder: "
-                f"`--images {url.rpartition('/')[0]}` (`images` of a data source) allows it."
+                f"{url!r:.120} is an address, and none is opened that lies in no picture folder: "
+                f"`--images {url.rpartition('/')[0]:.80}` (`images` of a data source) allows it; or download the "
+                "pictures by img2dataset, and give its folder as `--images`."
             )
         return RemotePicture(url)
 

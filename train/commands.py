@@ -18,6 +18,9 @@ Images = Annotated[
     list[str] | None,
     typer.Option("--images", help="Folder or address (s3://…, https://…) with the pictures; may be repeated."),
 ]
+ReaderName = Annotated[
+    str, typer.Option("--reader", help=f"Layout of the data: {', '.join(READERS)}. Default: told from the data.")
+]
 Recipe = Annotated[
     str,
     typer.Option(
@@ -54,7 +57,9 @@ def _recipe(name: str, settings: list[str] | None):
     return Recipe.from_values({**Recipe.load(name).values(), **_changes(settings)}, "--set")
 
 
-def _sources(data: list[str] | None, images: list[str] | None, stream: bool = False) -> list[dict] | None:
+def _sources(
+    data: list[str] | None, images: list[str] | None, reader: str = "auto", stream: bool = False
+) -> list[dict] | None:
     if not data:
         return None
     sources = []
@@ -62,13 +67,20 @@ def _sources(data: list[str] | None, images: list[str] | None, stream: bool = Fa
         name, separator, path = each.partition("=")
         named = separator and "://" not in name  # where it is a part of an address
         given = {"name": name, "path": path} if named else {"path": each}
-        sources.append({**given, "images": images or None, **({"stream": True} if stream else {})})
+        given |= {"stream": True} if stream else {}
+        sources.append({**given, "images": images or None, "reader": reader})
     return sources
 
 
-def look_first(data: list[str] | None = None, images: list[str] | None = None, stream: bool = False, **options: Any):
+def look_first(
+    data: list[str] | None = None,
+    images: list[str] | None = None,
+    reader: str = "auto",
+    stream: bool = False,
+    **options: Any,
+):
     """What `train` and `features` look at before the libraries are loaded, which takes seconds."""
-    for source in map(as_source, _sources(data, images) or []):
+    for source in map(as_source, _sources(data, images, reader) or []):
         if not stream:
             look_at_first_rows(source)
 
@@ -79,6 +91,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.")] = Path("run"),
     recipe: Recipe = "auto",
     images: Images = None,
+    reader: ReaderName = "auto",
     stream: Streamed = False,
     cache: Annotated[str | None, typer.Option(help="Folder or URL of the query-feature cache.")] = None,
     projection: Annotated[Path | None, typer.Option(help="Projection to begin with: a file or another run.")] = None,
@@ -105,11 +118,12 @@ def train(
     chosen = _recipe(recipe, changes)
     given: dict[str, Any] = {"cache": cache, "projection": projection, "max_steps": max_steps, "overfit": overfit}
     if dry_run:
-        plan = engine.dry_run(model, _sources(data, images, stream), chosen, output=output, export=export, **given)
+        sources = _sources(data, images, reader, stream)
+        plan = engine.dry_run(model, sources, chosen, output=output, export=export, **given)
         echo("\n".join(lines(plan)))
         return
     given |= {"export": export, "resume": resume, "report_to": report_to, "workers": workers, "compare": compare}
-    result = engine.train(model, _sources(data, images, stream), output, chosen, **given)
+    result = engine.train(model, _sources(data, images, reader, stream), output, chosen, **given)
     echo(f"{result.steps} steps, loss {result.loss:.4f}: {result.output / 'projection.safetensors'}")
     if result.eval_loss is not None:
         echo(f"validation loss {result.eval_loss:.4f}")
@@ -126,6 +140,7 @@ def features(
     cache: Annotated[str, typer.Argument(help="Folder or URL (s3://, gs:// …) of the query-feature cache.")],
     data: Data = None,
     images: Images = None,
+    reader: ReaderName = "auto",
     recipe: Recipe = "auto",
     changes: Changes = None,
     views: Annotated[
@@ -169,7 +184,7 @@ def features(
     if dtype is not None:
         chosen = chosen.with_(cache_dtype=dtype)
     check_options(chosen, cache, None)
-    sources = read_data(_sources(data, images) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
+    sources = read_data(_sources(data, images, reader) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
     pictures, total = pictures_of(sources), most_pictures(sources)
     if engine == "ray":
         from .ray_features import Job, fill_on_ray
@@ -193,6 +208,7 @@ def data(
     data: Annotated[list[str], typer.Argument(help="Data files or folders; NAME=PATH names one.")],
     model: Annotated[str, typer.Option(help="Checkpoint whose tokenizer and pictures count. Default: the demo.")] = "",
     images: Images = None,
+    reader: ReaderName = "auto",
     stream: Streamed = False,
     against: Annotated[list[str] | None, typer.Option(help="Image ids of an evaluation set; may be repeated.")] = None,
     coco_twins: Annotated[str | None, typer.Option(help="Visual Genome's image_data.json.")] = None,
@@ -210,7 +226,7 @@ def data(
     from .inspection import inspect
 
     processor = load_processor(model or DEMO)
-    for source in map(as_source, _sources(data, images, stream) or []):
+    for source in map(as_source, _sources(data, images, reader, stream) or []):
         with tempfile.TemporaryDirectory() as folder:
             tables = Path(folder) if stream else None
             source = first_shard(source, Path(folder)) if stream else source

@@ -1,97 +1,86 @@
 """Webdataset shards as img2dataset writes them (MiniGPT-4's stage 1: CC, SBU and LAION)."""
 
-import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from pydantic import BaseModel
 
-from ..files import open_regular
-from ..ids import image_id
-from ..json_files import decode, parse_object
-from ..pictures import Picture, PictureFolders, picture_at
+from ..ids import image_id, known_id
+from ..pictures import Picture, PictureFolders
+from ..recognition import keys_of
+from ..row_context import RowContext
 from ..rows import BadRow, Row, caption_row, row_or_fault
-from .registry import reader
+from ..splits import training_parts
+from ..tar_samples import COMPRESSED, Sample, tar_samples, target_of, unpacked
+from .registry import layout_of, reader
 
-PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
-TEXT_ENDINGS = {"json", "txt"}
-MAX_TEXT = 1_000_000  # bytes
+ENDINGS = (".tar", *COMPRESSED)
 
 
-class Caption(BaseModel):
+class About(BaseModel):
     """What img2dataset writes beside a picture, as far as it is read."""
 
     caption: str | None = None
+    url: str | None = None
 
 
 def _shards(path: Path) -> list[Path]:
-    return sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    every = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [shard for shard in every if shard.name.endswith(ENDINGS) and not shard.name.startswith(".")]
 
 
-@reader("webdataset", "webdataset tars of img2dataset", lambda path: bool(_shards(path)))
+def _given(path: Path) -> list[Path]:
+    """The shards without those that were unpacked out of others, which change nothing."""
+    shards = _shards(path)
+    targets = {target_of(shard) for shard in shards if shard.name.endswith(COMPRESSED)}
+    return [shard for shard in shards if shard not in targets]
+
+
+@reader("webdataset", "webdataset tars, of img2dataset and others", lambda path: bool(_shards(path)), files=_given)
 def read_webdataset(path: Path, folders: PictureFolders, source: str) -> Iterator[Row | BadRow]:
-    """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`) or `KEY.txt`.
+    """One tar, or every tar of a folder: samples `KEY.jpg` (or png, webp …) with `KEY.json` (`caption`, or a row of
+    another layout, such as `conversations`) or `KEY.txt`. Names as of the webdataset library and img2dataset's README.
 
     Only headers and texts are read here; pictures stay in their shard and are read from there when they are needed,
-    in any order. A sample without a picture or with an empty caption is no training example and is left out.
+    in any order; a `.tar.gz`, in which that cannot be, is unpacked once: see [`unpacked`]. A sample without a picture,
+    or with an empty caption and nothing else, is no training example and is left out. Ids are COCO's or Visual
+    Genome's where the `url` in `KEY.json` tells one.
 
     Raises:
-        ValueError: A shard is damaged or is compressed.
+        ValueError: A shard is damaged.
     """
-    for shard in _shards(path):
-        try:
-            yield from _read_shard(shard, path, source)
-        except tarfile.TarError as error:
-            raise ValueError(f"{shard} is not a whole, uncompressed tar: {error}") from None
+    seen: set[Path] = set()
+    for shard in map(unpacked, training_parts(_shards(path))):
+        if shard in seen:  # unpacked before, and beside the compressed one
+            continue
+        seen.add(shard)
+        at = RowContext(path, folders, source, file=shard)
+        for sample in tar_samples(shard):
+            if isinstance(sample, BadRow):
+                yield sample
+            elif sample.picture is not None:
+                yield from _rows_of(sample, at)
 
 
-def _read_shard(shard: Path, path: Path, source: str) -> Iterator[Row | BadRow]:
-    texts: dict[str, str | BadRow] = {}
-    pictures: dict[str, Picture] = {}
-    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.size < 0:
-                raise ValueError(f"{shard} is not a whole tar: {member.name!r:.80} has a size below zero.")
-            if not member.isfile():
-                continue
-            # A key is the name up to the first dot of its last part, as the webdataset library splits it.
-            folder, _, name = member.name.rpartition("/")
-            stem, _, kind = name.partition(".")
-            key, kind = f"{folder}/{stem}".lstrip("/"), kind.lower()
-            if kind not in PICTURES | TEXT_ENDINGS:
-                continue
-            fault = _fault(member, kind)
-            if fault:
-                yield BadRow(str(shard), member.name, f"{shard}, {member.name!r:.80}: {fault}")
-            elif kind in PICTURES:
-                pictures.setdefault(key, picture_at(str(shard), member.offset_data, member.size))
-            elif kind == "json" or key not in texts:
-                content = cast(IO[bytes], tar.extractfile(member)).read()
-                texts[key] = row_or_fault(shard, f"{member.name!r:.80}", _caption, content, kind)
-
-    def read(key: str) -> Row:
-        return caption_row(cast(str, texts[key]), pictures[key], image_id(f"{shard.stem}/{key}", path), source)
-
-    for text in texts.values():
-        if isinstance(text, BadRow):
-            yield text
-    for key in pictures:
-        if texts.get(key) and not isinstance(texts[key], BadRow):
-            yield row_or_fault(shard, repr(key), read, key)
+def _rows_of(sample: Sample, at: RowContext) -> list[Row | BadRow]:
+    told = row_or_fault(at.file, repr(f"{sample.key}.json"), About.model_validate, sample.about or {})
+    if isinstance(told, BadRow):
+        return [told]
+    place = repr(sample.key)
+    made = row_or_fault(at.file, place, _rows, sample, told, replace(at, place=place))
+    return made if isinstance(made, list) else [made]
 
 
-def _fault(member: tarfile.TarInfo, kind: str) -> str:
-    if member.issparse():
-        return f"a sparse file, which unpacks to {member.size:,} bytes, is not read."
-    if not member.name.isprintable():  # bytes that are no UTF-8 among them
-        return "its name is not UTF-8, or holds control characters."
-    if kind in TEXT_ENDINGS and member.size > MAX_TEXT:
-        return f"its text has {member.size:,} bytes; at most {MAX_TEXT:,} are read."
-    return ""
-
-
-def _caption(content: bytes, kind: str) -> str:
-    if kind == "txt":
-        return decode(content)
-    return Caption.model_validate(parse_object(content)).caption or ""
+def _rows(sample: Sample, told: About, at: RowContext) -> list[Row | BadRow]:
+    about, picture = sample.about or {}, cast(Picture, sample.picture)
+    known = known_id(told.url) if told.url else None
+    identity = known or image_id(f"{at.file.stem}/{sample.key}", at.path)
+    if caption := told.caption or ("" if "caption" in about else sample.text):
+        return [caption_row(caption, picture, identity, at.source)]
+    layout = layout_of(keys_of(about) - {"caption"} | {"image"})
+    if layout is None or layout.row is None:
+        return []
+    rows = layout.row(about | {"image": picture, "image_ids": [identity]}, at)
+    return rows if isinstance(rows, list) else [rows]

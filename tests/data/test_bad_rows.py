@@ -80,9 +80,15 @@ REFUSED = {
         "<image> stands in a text of the",
     ),
     "a place in a caption": ({"image": "a.png", "caption": "<image>"}, "<image> stands in a text of the assistant"),
-    "llava: a place too many": ({"image": "a.png", "conversations": turns("<image><image>", "犬")}, "stands 2 times"),
-    "llava: a place too few": ({"image": ["a", "b"], "conversations": turns("<image>", "犬")}, "but there are 2 pict"),
-    "llava: a place and no picture": ({"conversations": turns("<image>何?", "犬")}, "but there are 0 pictures"),
+    "llava: a place too many": (
+        {"image": "a.png", "conversations": turns("<image><image>", "犬")},
+        "2 places for pictures, 1 pict",
+    ),
+    "llava: a place too few": (
+        {"image": ["a", "b"], "conversations": turns("<image>", "犬")},
+        "1 places for pictures, 2 pict",
+    ),
+    "llava: a place and no picture": ({"conversations": turns("<image>何?", "犬")}, "1 places for pictures, 0 pict"),
     "llava: null": ({"image": "a.png", "conversations": turns("何?", None)}, "`value` is missing"),
     "llava: a number": (
         {"conversations": turns("何?", 3)},
@@ -322,7 +328,7 @@ def test_mutated_rows_are_read_or_named(tmp_path, layout):
             content[generator.randrange(len(content))] = generator.randrange(256)
         path.write_bytes(content)
         source = DataSource(
-            str(path), format={"caption": "jsonl", "question": "jsonl"}.get(layout, layout.split("-lines")[0])
+            str(path), reader={"caption": "jsonl", "question": "jsonl"}.get(layout, layout.split("-lines")[0])
         )
         start = time.process_time()
         try:

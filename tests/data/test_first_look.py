@@ -99,7 +99,7 @@ def test_first_rows_are_looked_at_before_the_rest_is_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pictures/0\.png does not exist: 200 of 200"):
         look_at_first_rows(DataSource(str(path)))
     with pytest.raises(FileNotFoundError, match="2 of 2"):  # of the first two rows, the bad one passed over
-        first = DataSource(str(tmp_path / "first.jsonl"), format="jsonl")
+        first = DataSource(str(tmp_path / "first.jsonl"), reader="jsonl")
         first_look.FIRST_ROWS, before = 2, first_look.FIRST_ROWS
         try:
             look_at_first_rows(first)

@@ -13,7 +13,7 @@ import pytest
 from jminigpt4.data import table as tables
 from jminigpt4.data.columns import Decoded, batch_of
 from jminigpt4.data.pictures import FilePicture, MemoryPicture, TablePicture
-from jminigpt4.data.readers import DataSource, as_source, jsonl, refuse
+from jminigpt4.data.readers import DataSource, as_source, refuse, registry
 from jminigpt4.data.rows import PICTURE, Message, Row, caption_row, question_row
 from jminigpt4.data.table import RowList, RowTable, open_table
 
@@ -27,8 +27,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """Data files that a reader has read."""
-    read, read_lines = [], jsonl.read_lines
-    monkeypatch.setattr(jsonl, "read_lines", lambda *given: read.append(given[0].name) or read_lines(*given))
+    read, rows_in = [], registry.rows_in
+    monkeypatch.setattr(registry, "rows_in", lambda *given: read.append(given[0].name) or rows_in(*given))
     return read
 
 
@@ -123,7 +123,7 @@ def test_a_reader_of_another_version_reads_anew(tmp_path, reads, monkeypatch):
 
     path = captions(tmp_path / "rows.jsonl", 5)
     open_table(as_source(path))
-    monkeypatch.setitem(READERS, "jsonl", replace(READERS["jsonl"], version=2))
+    monkeypatch.setitem(READERS, "rows", replace(READERS["rows"], version=2))
     open_table(as_source(path))
     assert len(reads) == 2
 
@@ -191,7 +191,7 @@ def test_nothing_of_an_aborted_reading_is_taken_for_a_table(tmp_path, folder, mo
         open_table(as_source(path), refuse)
     (home,) = folder.iterdir()
     assert list(home.iterdir()) == []
-    empty = write(tmp_path / "empty.jsonl", {"image": "a.png"})
+    empty = write(tmp_path / "empty.jsonl", {"image": "a.png", "caption": 3})
     with pytest.raises(ValueError, match="empty.jsonl holds no rows that can be used"):
         open_table(as_source(empty))
 

@@ -148,7 +148,7 @@ WRONG = [None, 3, True, ["犬"], {"a": 1}]
 @pytest.mark.parametrize("value", WRONG, ids=map(repr, WRONG))
 @pytest.mark.parametrize("key", ["question", "answer", "references", "messages", "caption", "id", "image"])
 def test_a_wrong_type_is_named_before_anything_is_generated(tmp_path, lines, own, key, value):
-    """Numbers and booleans are right answers, and a list of texts is a list of references."""
+    """Numbers and booleans are right answers, a list of texts is a list of references, and one caption may be one."""
     row = {"image": "drawings/0.png", "question": "何?", "answer": "犬"}
     row |= {"messages": [{"role": "user", "content": "?"}]} if key == "references" else {}
     row = {"image": row["image"], key: value} if key in ("messages", "caption") else {**row, key: value}
@@ -157,6 +157,7 @@ def test_a_wrong_type_is_named_before_anything_is_generated(tmp_path, lines, own
         ("answer", 3),
         ("answer", True),
         ("references", ["犬"]),
+        ("caption", ["犬"]),
         ("id", 3),
         ("id", None),
         ("image", None),
