@@ -24,7 +24,7 @@ EXTRAS = {
     "heic": ["pillow-heif>=1"],
     "llm": ["llm>=0.36"],
     # model-signing 1.1.1 imports pyOpenSSL and does not ask for it.
-    "sign": ["cryptography", "cyclonedx-python-lib>=11", "model-signing>=1.1.1", "pyopenssl"],
+    "sign": ["cryptography", "cyclonedx-python-lib>=11.12", "model-signing>=1.1.1", "pyopenssl"],
 }
 DEV = ["hypothesis", "openai>=1.98", "pycocoevalcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "selenium"]
 DEV += ["cyclonedx-python-lib[json-validation]", "transformers-mlinter", "ty"]

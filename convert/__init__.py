@@ -11,19 +11,17 @@ if TYPE_CHECKING:
     from .assembly import assemble, swap
     from .language_code import trust_language_code
     from .original_layout import write_minigpt4_checkpoint
-    from .publishing import publish_folder
-    from .sealing import seal
-    from .signing import Trust, open_signer
+    from .publishing import publish_folder, seal_folder
+    from .signing import Trust
     from .space import push_space, write_space
     from .verification import verify_folder
 
 __all__ = [
     "Trust",
     "assemble",
-    "open_signer",
     "publish_folder",
     "push_space",
-    "seal",
+    "seal_folder",
     "swap",
     "trust_language_code",
     "verify_folder",
@@ -38,8 +36,8 @@ def __getattr__(name: str) -> Any:
 
     modules = {"assemble": "assembly", "swap": "assembly", "publish_folder": "publishing"}
     modules |= {"verify_folder": "verification", "write_minigpt4_checkpoint": "original_layout"}
-    modules |= {"trust_language_code": "language_code", "seal": "sealing", "Trust": "signing"}
-    modules |= {"open_signer": "signing", "push_space": "space", "write_space": "space"}
+    modules |= {"trust_language_code": "language_code", "seal_folder": "publishing"}
+    modules |= {"Trust": "signing", "push_space": "space", "write_space": "space"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{modules[name]}", __name__), name)

@@ -8,8 +8,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import torch
@@ -21,9 +22,6 @@ from ..inference.folder import read_config
 from ..inference.stored_weights import stored_tensors
 from .account import Account
 from .licences import Licence
-
-if TYPE_CHECKING:
-    from cyclonedx.model.component import Component
 
 TOKENIZER = "tokenizer.json"
 # Names of tensors, without `model.` before them, by the part that they belong to.
@@ -58,32 +56,32 @@ def render_aibom(folder: Path, name: str, files: dict[str, str], datasets: Itera
         ImportError: cyclonedx-python-lib is not installed.
     """
     require("sign", "cyclonedx")
-    from cyclonedx.model.bom import Bom, BomMetaData
-    from cyclonedx.model.component import Component, ComponentType
-    from cyclonedx.model.tool import ToolRepository
-    from cyclonedx.output.json import JsonV1Dot6
-
+    boms, components = _library("model.bom"), _library("model.component")
     account = Account.read(folder)
     trained_on = account.all_sources(folder).get("projection", {}).get("trained_on", [])
     data = list(dict.fromkeys([*account.datasets, *datasets, *trained_on]))
-    whole = Component(
+    whole = components.Component(
         name=name,
-        type=ComponentType.MACHINE_LEARNING_MODEL,
+        type=components.ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="model",
         properties=_properties(_facts(account, folder)),
     )
-    tool = Component(name="jminigpt4", version=__version__, type=ComponentType.APPLICATION, bom_ref="tool")
+    kinds = components.ComponentType
+    tool = components.Component(name="jminigpt4", version=__version__, type=kinds.APPLICATION, bom_ref="tool")
+    tools = _library("model.tool").ToolRepository(components=[tool])
     parts = _parts(account, folder, files)
-    sets = [Component(name=each, type=ComponentType.DATA, bom_ref=f"dataset:{each}") for each in data]
+    sets = [components.Component(name=each, type=kinds.DATA, bom_ref=f"dataset:{each}") for each in data]
     listed = [_file(each, digest) for each, digest in sorted(files.items())]
-    bom = Bom(
+    bom = boms.Bom(
         components=[*parts, *sets, *listed],
-        metadata=BomMetaData(component=whole, tools=ToolRepository(components=[tool])),
+        metadata=boms.BomMetaData(component=whole, tools=tools),
         serial_number=UUID(int=0),
     )
     bom.register_dependency(whole, [*parts, *listed])
     bom.register_dependency(next(part for part in parts if part.bom_ref.value == "part:projection"), sets)
-    return _completed(json.loads(JsonV1Dot6(bom).output_as_string()), read_config(folder), data)
+    return _completed(
+        json.loads(_library("output.json").JsonV1Dot6(bom).output_as_string()), read_config(folder), data
+    )
 
 
 def aibom_problems(folder: Path, listed: dict[str, str]) -> list[str]:
@@ -120,6 +118,11 @@ def part_digests(folder: Path) -> dict[str, str]:
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
+def _library(module: str) -> Any:
+    """A module of cyclonedx-python-lib, whose decorators hide the arguments of its classes from type checkers."""
+    return import_module(f"cyclonedx.{module}")
+
+
 def _facts(account: Account, folder: Path) -> dict[str, str]:
     """What is said of the whole: prompt format, notes, and how it was proved."""
     facts = {"prompt-format": account.prompt_format or "", "converted-with": f"jminigpt4 {account.jminigpt4}"}
@@ -133,9 +136,8 @@ def _facts(account: Account, folder: Path) -> dict[str, str]:
     return facts
 
 
-def _parts(account: Account, folder: Path, files: dict[str, str]) -> list["Component"]:
-    from cyclonedx.model.component import Component, ComponentType
-
+def _parts(account: Account, folder: Path, files: dict[str, str]) -> list[Any]:
+    components = _library("model.component")
     sources, digests = account.all_sources(folder), part_digests(folder)
     parts = []
     for part, title in TITLES.items():
@@ -145,9 +147,9 @@ def _parts(account: Account, folder: Path, files: dict[str, str]) -> list["Compo
         about["hash-of"] = TOKENIZER if part == "tokenizer" else HASH_OF
         repo = source.get("repo")
         parts.append(
-            Component(
+            components.Component(
                 name=title,
-                type=ComponentType.MACHINE_LEARNING_MODEL,
+                type=components.ComponentType.MACHINE_LEARNING_MODEL,
                 bom_ref=f"part:{part}",
                 version=source.get("commit"),
                 hashes=_hashes(files.get(TOKENIZER) if part == "tokenizer" else digests[part]),
@@ -160,29 +162,26 @@ def _parts(account: Account, folder: Path, files: dict[str, str]) -> list["Compo
     return parts
 
 
-def _file(name: str, digest: str) -> "Component":
-    from cyclonedx.model.component import Component, ComponentType
-
-    return Component(name=name, type=ComponentType.FILE, bom_ref=f"file:{name}", hashes=_hashes(digest))
+def _file(name: str, digest: str) -> Any:
+    components = _library("model.component")
+    return components.Component(
+        name=name, type=components.ComponentType.FILE, bom_ref=f"file:{name}", hashes=_hashes(digest)
+    )
 
 
 def _hashes(digest: str | None) -> list[Any]:
-    from cyclonedx.model import HashAlgorithm, HashType
-
-    return [HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else []
+    model = _library("model")
+    return [model.HashType(alg=model.HashAlgorithm.SHA_256, content=digest)] if digest else []
 
 
 def _licences(licence: Licence) -> list[Any]:
     """By its SPDX identifier where it has one; none where none is stated."""
-    from cyclonedx.model import XsUri
-    from cyclonedx.model.license import DisjunctiveLicense
-    from cyclonedx.spdx import fixup_id
-
     if licence.name is None:
         return []
-    url = XsUri(licence.link) if licence.link else None
-    known = fixup_id(licence.name)
-    return [DisjunctiveLicense(id=known, url=url) if known else DisjunctiveLicense(name=licence.name, url=url)]
+    url = _library("model").XsUri(licence.link) if licence.link else None
+    known = _library("spdx").fixup_id(licence.name)
+    name = {"id": known} if known else {"name": licence.name}
+    return [_library("model.license").DisjunctiveLicense(**name, url=url)]
 
 
 def _address(repo: str, commit: str | None) -> Any:
@@ -193,16 +192,14 @@ def _address(repo: str, commit: str | None) -> Any:
 
 
 def _references(repo: str, commit: str | None) -> list[Any]:
-    from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
-
+    model = _library("model")
     url = f"https://huggingface.co/{repo}" + (f"/tree/{commit}" if commit else "")
-    return [ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(url))]
+    return [model.ExternalReference(type=model.ExternalReferenceType.DISTRIBUTION, url=model.XsUri(url))]
 
 
 def _properties(values: dict[str, str]) -> list[Any]:
-    from cyclonedx.model import Property
-
-    return [Property(name=f"jminigpt4:{name}", value=value) for name, value in values.items() if value]
+    model = _library("model")
+    return [model.Property(name=f"jminigpt4:{name}", value=value) for name, value in values.items() if value]
 
 
 def _completed(bom: dict[str, Any], config: Any, datasets: list[str]) -> str:

@@ -173,7 +173,8 @@ def publish(
     repo: Annotated[
         str | None,
         typer.Argument(
-            metavar="USER/NAME", help="Repository on the Hub. With --space: a Space, none to push nothing."
+            metavar="USER/NAME",
+            help="Repository on the Hub. Without it, --sign, --aibom and --space write here alone.",
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="The repository is to be private.")] = False,
@@ -195,7 +196,8 @@ def publish(
     ] = None,
 ):
     """Make a repository on the Hub equal to a checkpoint folder, with its card and its code, in one commit."""
-    from .publishing import publish_folder
+    from ..checkpoint import AIBOM, SIGNATURE
+    from .publishing import publish_folder, seal_folder
 
     if space is not None:
         of_models = {"--dataset": dataset, "--keep": keep, "--sign": sign, "--aibom": aibom}
@@ -204,7 +206,11 @@ def publish(
         _publish_space(model, space, repo, private, replace_card)
         return
     if repo is None:
-        raise ValueError("Give the repository too: jminigpt4 publish DIR USER/NAME.")
+        if not (sign or aibom) or private or keep or replace_card:
+            raise ValueError("Give the repository too: jminigpt4 publish DIR USER/NAME.")
+        seal_folder(Path(model), sign, aibom, dataset or [])
+        typer.echo(f"{model}: {' and '.join(name for name, there in ((AIBOM, aibom), (SIGNATURE, sign)) if there)}")
+        return
     published = publish_folder(Path(model), repo, private, dataset or [], keep or [], replace_card, sign, aibom)
     _echo(published, repo, model)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -89,8 +90,7 @@ def publish_folder(
         api = HfApi()
         check_access(api, repo)
         there = find_repository(api, repo, private, Path(beside) / "repository")
-        _check(folder, [name for name, anew in ((SIGNATURE, signer), (AIBOM, aibom)) if anew])
-        seal(folder, signer, repo if aibom else None, datasets)
+        _check_and_seal(folder, signer, repo if aibom else None, datasets)
         files, digests = _listed(folder)
         if (card := _card(folder, repo, datasets)) is not None:
             files[CARD] = Path(beside) / CARD
@@ -99,6 +99,18 @@ def publish_folder(
         if there is not None and not replace_card:
             check_card(there, digests.get(CARD), keep)
         return make_equal(there or repo, files, digests, api, Path(beside) / "repository", private, keep)
+
+
+def seal_folder(folder: Path, sign: str | None = None, aibom: bool = False, datasets: Iterable[str] = ()):
+    """Signature and bill of materials for a checkpoint folder, which stays on this machine.
+
+    Args:
+        sign, aibom, datasets: As in [`publish_folder`], whose errors these are as well.
+    """
+    folder = user_path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    _check_and_seal(folder, open_seal(sign, aibom, folder), folder.resolve().name if aibom else None, datasets)
 
 
 def find_repository(api: HfApi, repo: str, private: bool, folder: Path, kind: str = "model") -> Repository | None:
@@ -140,12 +152,14 @@ def make_equal(
     return Publication(url, private if new else now.private, deleted)
 
 
-def _check(folder: Path, renewed: list[str]):
-    """Raises `ValueError` where the folder is not whole; files to be `renewed` are not looked at."""
+def _check_and_seal(folder: Path, signer: Any, aibom: str | None, datasets: Iterable[str]):
+    """Raises `ValueError` where the folder is not whole, but for what is written anew; see [`seal`]."""
+    renewed = [name for name, anew in ((SIGNATURE, signer), (AIBOM, aibom)) if anew]
     problems = [problem for problem in verify_folder(folder) if problem.split(" ")[0] not in renewed]
     problems = [problem for problem in problems if problem != f"{SCORES} {UNLISTED}"]  # laid in for the card
     if problems:
         raise ValueError(f"{folder} is not published: {' '.join(problems)}")
+    seal(folder, signer, aibom, datasets)
 
 
 def _listed(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:

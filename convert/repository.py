@@ -88,8 +88,9 @@ class Repository:
 
     def fetch(self, name: str) -> Path:
         """One of its files, on this machine."""
-        place = {"revision": self.commit, "local_dir": self.folder, "repo_type": self.kind}
-        return Path(self.api.hf_hub_download(self.repo, name, **place))
+        return Path(
+            self.api.hf_hub_download(self.repo, name, revision=self.commit, local_dir=self.folder, repo_type=self.kind)
+        )
 
     def digest(self, name: str) -> str:
         """SHA-256 of one of its files; a large one is not downloaded for it."""

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from jminigpt4 import DEMO
 from jminigpt4.checkpoint import AIBOM, MANIFEST, read_manifest, write_manifest
-from jminigpt4.convert import assemble, publish_folder, seal, verify_folder
+from jminigpt4.convert import assemble, publish_folder, verify_folder
 from jminigpt4.convert.account import Account
 from jminigpt4.convert.aibom import part_digests
+from jminigpt4.convert.sealing import seal
 from jminigpt4.train.export import export
 
 RINNA = {"repo": "rinna/bilingual-gpt-neox-4b", "commit": "0123456789abcdef0123456789abcdef01234567", "license": "mit"}

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from jminigpt4 import DEMO
 from jminigpt4.checkpoint import AIBOM, MANIFEST, SIGNATURE, read_manifest, write_manifest
 from jminigpt4.cli import app
-from jminigpt4.convert import Trust, assemble, open_signer, publish_folder, seal, verify_folder
+from jminigpt4.convert import Trust, assemble, publish_folder, seal_folder, verify_folder
+from jminigpt4.convert.sealing import seal
+from jminigpt4.convert.signing import open_signer
 from jminigpt4.train.export import export
 
 REPO = "tester/signed"
@@ -329,6 +331,17 @@ def test_a_snapshot_in_the_hubs_cache_is_verified(signed, keys, hub, tmp_path):
     snapshot = Path(huggingface_hub.snapshot_download(REPO, cache_dir=cache))
     assert any(path.is_symlink() for path in snapshot.iterdir())
     assert problems(snapshot, keys) == [] and problems(snapshot, keys, 1) != []
+
+
+def test_a_folder_is_signed_and_stays_here(folder, keys):
+    code, output, error = run("publish", folder, "--sign", keys[0][0], "--aibom")
+    assert code == 0 and output == f"{folder}: aibom.cdx.json and model.sig\n", error
+    assert problems(folder, keys) == [] and f'"name": "{folder.name}"' in (folder / AIBOM).read_text()
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(ValueError, match=r"config\.json has changed"):
+        seal_folder(folder, str(keys[0][0]))
+    for words in (["--aibom", "--private"], ["--sign", keys[0][0], "--keep", "x"], []):
+        assert "Give the repository too" in run("publish", folder, *words)[2]
 
 
 def test_a_stale_signature_is_not_published(signed, keys, hub):
