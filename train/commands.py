@@ -67,8 +67,7 @@ def _sources(
         name, separator, path = each.partition("=")
         named = separator and "://" not in name  # where it is a part of an address
         given = {"name": name, "path": path} if named else {"path": each}
-        given |= {"stream": True} if stream else {}
-        sources.append({**given, "images": images or None, "reader": reader})
+        sources.append({**given, "images": images or None, "reader": reader, **({"stream": True} if stream else {})})
     return sources
 
 

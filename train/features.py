@@ -6,7 +6,7 @@ while the encoder is at work on those before them.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -227,7 +227,7 @@ class FeatureCache:
         """Those of the pictures that are not in the cache; see [`FeatureStore.missing`]."""
         return self.store.missing(pictures)
 
-    def features(self, pictures: list[Picture], view: int | list[int] = 0) -> torch.Tensor:
+    def features(self, pictures: Sequence[Picture], view: int | list[int] = 0) -> torch.Tensor:
         """Features of pictures, `(n, num_query_tokens, size)`, in the cache's dtype; see [`FeatureStore.features`]."""
         return self.store.features(pictures, view)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..remote import RemotePath, listed
 from ..splits import training_parts
 from .csv_files import csv_rows
 from .lines import entries as lines
@@ -25,9 +26,14 @@ def _files(path: Path) -> list[Path]:
         return [path] if path.name in READ else []
     if found := [path / name for name in READ if (path / name).is_file()]:
         return found
+    return [folder / name for folder in sorted(_folders(path)) for name in READ if (folder / name).is_file()]
+
+
+def _folders(path: Path) -> list[Path]:
+    if isinstance(path, RemotePath):
+        return [path / name for name, (_, is_folder) in listed(str(path)).items() if is_folder]
     with os.scandir(path) as entries:
-        folders = sorted(Path(entry.path) for entry in entries if entry.is_dir())
-    return [folder / name for folder in folders for name in READ if (folder / name).is_file()]
+        return [Path(entry.path) for entry in entries if entry.is_dir()]
 
 
 def _holds(path: Path) -> bool:

@@ -177,7 +177,7 @@ def test_addresses_in_rows_are_bad_rows_unless_the_user_names_their_place(bucket
     bad = []
     with pytest.raises(ValueError, match="holds no rows"):
         read_source(DataSource(str(path)), bad.append)
-    assert "line 1: memory://bucket/a.png is an address" in bad[0].reason
+    assert "line 1: 'memory://bucket/a.png' is an address" in bad[0].reason
     assert "`--images memory://bucket`" in bad[0].reason
     (row,) = read_source(DataSource(str(path), images="memory://bucket"))
     assert row.pictures == (RemotePicture("memory://bucket/a.png"),)
