@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-READS = 64  # of single entries, after which a mapping's pages are let go of
+READS = 256  # of single entries, after which a mapping's pages are let go of: some 200 MB of rows at most
 
 
 class Mapped:
