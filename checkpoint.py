@@ -29,6 +29,8 @@ MANIFEST = "SHA256SUMS"
 LOCK = ".lock"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
+HUB_RESULTS = "eval_results"  # key of it: entries of the Hub's form
+RESULTS = ".eval_results/"  # the Hub's own form of scores
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 64 * 2**20
 # What the Hub's own programs leave beside a checkpoint; the manifest does not list it and nothing reads it.

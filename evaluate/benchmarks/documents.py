@@ -46,7 +46,9 @@ class OneRow(TableRow):
     question_id: Id | None = None
 
 
-@benchmark("jdocqa", scoring="documents", max_new_tokens=256, hub="speed/JDocQA", task="jdocqa")
+@benchmark(
+    "jdocqa", scoring="documents", max_new_tokens=256, hub="speed/JDocQA", task="jdocqa", hub_tasks={"": "default"}
+)
 def read_jdocqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """JDocQA's test rows, Parquet with `question_id`, `question`, `answer`, `answer_type` (0 to 3) and the pages
     `image_0` to `image_3`.
@@ -65,7 +67,7 @@ def read_jdocqa(path: Path, folders: PictureFolders, request: Request) -> Iterat
 
 @benchmark(
     "ja-multi-image-vqa", scoring="questions", max_new_tokens=256, hub="SakanaAI/JA-Multi-Image-VQA",
-    task="ja-multi-image-vqa", protocols=("sakana", "llm-jp"),
+    task="ja-multi-image-vqa", protocols=("sakana", "llm-jp"), hub_tasks={"sakana": "default"},
 )  # fmt: skip
 def read_ja_multi_image_vqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Sakana AI's JA-Multi-Image-VQA, Parquet with `images` (a list), `question` and `answer`. The places that
