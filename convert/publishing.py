@@ -129,9 +129,7 @@ def _reconcile(there: Repository, files: dict[str, Path], digests: dict[str, str
     if CARD in there.names and _matches(CARD, keep):
         files.pop(CARD, None)
     surplus = sorted(there.names - files.keys() - {MANIFEST})
-    kept = [
-        name for name in surplus if (name.startswith(".") and name != EVAL_RESULTS) or _matches(name, keep)
-    ]
+    kept = [name for name in surplus if (name.startswith(".") and name != EVAL_RESULTS) or _matches(name, keep)]
     loaded = [name for name in kept if "/" not in name and _matches(name, LOADED)]
     if loaded:
         raise ValueError(

@@ -212,9 +212,7 @@ def _history(text: Text) -> dict[str, Any]:
     }
 
 
-def _page(
-    outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture], decided: Mapping[str, str]
-) -> str:
+def _page(outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture], decided: Mapping[str, str]) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")

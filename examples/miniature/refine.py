@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,17 +28,12 @@ from jminigpt4.checkpoint import finished_folder
 from jminigpt4.japanese_text import health
 from jminigpt4.refine.describing import PROMPTS
 from jminigpt4.refine.editing import GIVEN_UP
-from jminigpt4.train import Recipe
 
 DEMO = HERE.parent.parent / "demo"
-STAGE2 = Recipe.load("stage2")
 BEFORE, AFTER = "the demo before stage 2", "the demo after stage 2"
 WORDINGS = [argument for prompt in DESCRIPTION for argument in ("--prompt", prompt)]
 ASKED = ("name", "kind", "description")  # what a second stage must not cost
 SHORTEST = 16  # characters: the miniature's descriptions are two short sentences
-# The recipe's rates are for a projection that learned at 1e-4, MiniGPT-4's; the miniature's learned at 1.5e-3.
-FASTER = 15
-RATES = {name: FASTER * getattr(STAGE2, name) for name in ("learning_rate", "min_learning_rate", "warmup_learning_rate")}
 SENTENCE = re.compile(r"[^。!?！？]+[。!?！？]")
 SAME_END = 4  # characters by which two sentences say the same kind of thing
 
@@ -79,7 +74,7 @@ class _Editor(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def editor() -> Iterator[str]:
+def editor() -> Generator[str]:
     """The editor on a free port of this machine; gives its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Editor)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -124,9 +119,7 @@ def write_questions(work: Path, folder: Path) -> dict[str, list[Path]]:
         for number, (drawing, picture) in enumerate(write_pictures(shown, folder / artist)):
             concept = concepts[drawing.concept]
             asked += [
-                line
-                for line in questions_about(drawing, picture, concept)
-                if json.loads(line)["category"] in ASKED
+                line for line in questions_about(drawing, picture, concept) if json.loads(line)["category"] in ASKED
             ]
             prompt = {"description": PROMPTS[number % len(PROMPTS)]}
             described += questions_about(drawing, picture, concept, prompt)
@@ -185,11 +178,10 @@ def second_stage(work: Annotated[Path, typer.Argument(help="folder for everythin
             "--min-characters", str(SHORTEST), *WORDINGS,
         )  # fmt: skip
     if not model.exists():
-        # The drawings as they are: cropped, as the recipe crops photographs, they would cost four times the encoding.
-        changes = RATES | {"augmentation": "false", "prompts": json.dumps(PROMPTS, ensure_ascii=False)}
-        settings = [argument for name, value in changes.items() for argument in ("--set", f"{name}={value}")]
+        # Each text with the wording that it answers; the drawings as they are, which the recipe would crop as it does
+        # photographs, for four times the encoding.
         jminigpt4(
-            "train", DEMO, refined / "filter_cap.json", "--recipe", "stage2", *settings,
+            "train", DEMO, refined / "rows.jsonl", "--recipe", "stage2", "--set", "augmentation=false",
             "--output", folder / "run", "--cache", folder / "features", "--export", model,
         )  # fmt: skip
     files = write_questions(work, folder)

@@ -154,7 +154,13 @@ def eval_mm_task(tmp_path, monkeypatch):
     ("name", "fixture", "task", "repository", "config"),
     [
         ("ja-vg-vqa-500:llm-jp", "vg500", "ja-vg-vqa-500", "SakanaAI/JA-VG-VQA-500", {}),
-        ("ja-vlm-bench-in-the-wild:llm-jp", "wild", "ja-vlm-bench-in-the-wild", "SakanaAI/JA-VLM-Bench-In-the-Wild", {}),
+        (
+            "ja-vlm-bench-in-the-wild:llm-jp",
+            "wild",
+            "ja-vlm-bench-in-the-wild",
+            "SakanaAI/JA-VLM-Bench-In-the-Wild",
+            {},
+        ),
         ("mecha-ja", "mecha", "mecha-ja", "llm-jp/MECHA-ja", {"rotate_choices": True}),
         ("jdocqa", "jdocqa", "jdocqa", "speed/JDocQA", {}),
     ],

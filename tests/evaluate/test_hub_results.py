@@ -24,7 +24,8 @@ def faults_by_the_documented_schema(entry: dict) -> list[str]:
         "value is a number": isinstance(entry.get("value"), int | float),
         "date is a text of ISO 8601": isinstance(entry.get("date"), str)
         and bool(datetime.date.fromisoformat(entry["date"])),
-        "source has an address": source is None or ("url" in source and not set(source) - {"url", "name", "user", "org"}),
+        "source has an address": source is None
+        or ("url" in source and not set(source) - {"url", "name", "user", "org"}),
         "notes are a text": isinstance(entry.get("notes", ""), str),
     }
     return [name for name, kept in checks.items() if not kept]
@@ -87,7 +88,7 @@ def test_tasks_belong_to_data_sets_of_the_hub_and_to_protocols_that_there_are():
     named = {name: each for name, each in BENCHMARKS.items() if each.hub_tasks}
     assert all("/" in each.dataset and each.hub_tasks.keys() <= set(each.protocols) for each in named.values())
     assert set(BENCHMARKS) - set(named) == {
-        "own", "stair-captions", "yj-captions", "ja-vg-vqa", "business-slide-vqa", "jgraphqa",  # no data set there
+        "own", "stair-captions", "yj-captions", "ja-vg-vqa", "jgraphqa",  # no data set there
         "cvqa-ja", "cc-ocr-ja", "jammeval",  # a part of the set, or a score over several
-        "heron-bench", "jawildtext-board-vqa",  # a judge's
+        "heron-bench", "jawildtext-board-vqa", "business-slide-vqa", "hakusho-bench",  # a judge's
     }  # fmt: skip

@@ -129,6 +129,27 @@ def test_questions_about_one_slide_or_graph(tmp_path, name):
     assert [(item.id, item.references) for item in items] == [("s1", ("3億円",)), ("s2", ("2020",))]
 
 
+def test_hakusho_bench_asks_about_charts_and_is_broken_down_by_their_kind(tmp_path, scores):
+    table(
+        tmp_path / "data/test-00000-of-00001.parquet", image=[cell(1), cell(2)],
+        question=["最も多い年は?", "何%ですか?"], answer=["2020年", "12.5%"], original_id=["a_1", "b_2"],
+        image_type=["Bar", "Table"],
+    )  # fmt: skip
+    items = read(f"hakusho-bench={tmp_path}")
+    assert [(item.id, item.references, item.fields) for item in items] == [
+        ("a_1", ("2020年",), {"image_type": "Bar"}), ("b_2", ("12.5%",), {"image_type": "Table"}),
+    ]  # fmt: skip
+    assert items[0].question == "最も多い年は?\n上記の質問に対して、正確かつ簡潔に答えてください。"
+    found, result = scores(f"hakusho-bench={tmp_path}", {"a_1": "2020年", "b_2": "12%"})
+    assert found["exact match"] == 50 and result.categories["image_type"]["Bar"][0].value == 100
+
+
+def test_hakusho_bench_without_pictures_is_named(tmp_path):
+    table(tmp_path / "test-0.parquet", image_url=["https://x/1.png"], question=["?"], answer=["1"], original_id=["a"])
+    with pytest.raises(ValueError, match="test-0.parquet lacks the columns image; it has image_url"):
+        read(f"hakusho-bench={tmp_path}")
+
+
 def test_jammeval_reads_all_its_configurations(tmp_path, scores):
     table(
         tmp_path / "CVQA-JA-Refined/test-0.parquet", image=[cell(1), cell(2), cell(3)],
