@@ -30,6 +30,7 @@ LOCK = ".lock"
 PROJECTION = "projection.safetensors"
 SCORES = "scores.json"  # written by `evaluate`, read by the model card
 SIGNATURE, AIBOM = "model.sig", "aibom.cdx.json"  # written by `convert` and `publish`
+HUB_RESULTS = "eval_results"  # key of it: entries of the Hub's form
 RESULTS = ".eval_results/"  # the Hub's own form of scores
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 64 * 2**20

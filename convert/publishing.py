@@ -22,6 +22,7 @@ from ..checkpoint import (
 )
 from .account import CONVERSION
 from .card import CARD, is_generated, render_card
+from .eval_results import EVAL_RESULTS, render_eval_results
 from .repository import Repository, check_access, complete_or_removed, one_line_errors
 from .sealing import open_seal, seal
 from .signing import covered
@@ -63,7 +64,8 @@ def publish_folder(
     What the folder does not have is deleted, but for files whose names begin with a dot (`.gitattributes`) and those
     to `keep`; they are listed in the published `SHA256SUMS` with the others. A card that the package wrote is written
     anew, for the repository's name and with the scores, if `scores.json` was laid into the folder; one that a person
-    edited goes up as it is. The folder itself stays as it is, but for signature and bill of materials, which are
+    edited goes up as it is. Scores that the Hub has a place for go into `.eval_results/jminigpt4.yaml`, which is
+    deleted where there are none. The folder itself stays as it is, but for signature and bill of materials, which are
     written into it. A new repository is private until it is complete, and removed again where that fails.
 
     Args:
@@ -96,6 +98,10 @@ def publish_folder(
             files[CARD] = Path(beside) / CARD
             files[CARD].write_text(card, encoding="utf-8", newline="")
             digests[CARD] = sha256(files[CARD])
+        if (results := render_eval_results(folder, repo)) is not None:
+            files[EVAL_RESULTS] = Path(beside) / "eval_results.yaml"
+            files[EVAL_RESULTS].write_text(results, encoding="utf-8", newline="")
+            digests[EVAL_RESULTS] = sha256(files[EVAL_RESULTS])
         if there is not None and not replace_card:
             check_card(there, digests.get(CARD), keep)
         return make_equal(there or repo, files, digests, api, Path(beside) / "repository", private, keep)
@@ -194,7 +200,7 @@ def _reconcile(there: Repository, files: dict[str, Path], digests: dict[str, str
     if CARD in there.names and _matches(CARD, keep):
         files.pop(CARD, None)
     surplus = sorted(there.names - files.keys() - {MANIFEST})
-    kept = [name for name in surplus if name.startswith(".") or _matches(name, keep)]
+    kept = [name for name in surplus if (name.startswith(".") and name != EVAL_RESULTS) or _matches(name, keep)]
     loaded = [name for name in kept if "/" not in name and _matches(name, LOADED)]
     if loaded:
         raise ValueError(

@@ -48,7 +48,7 @@ def control_items(items: Sequence[Item], size: int, seed: int = 0) -> dict[str, 
     sample = [item for number, item in enumerate(pictured) if number in drawn]
     made = {
         BLIND: [_without_pictures(item) for item in sample if item.question.strip()],
-        SHUFFLED: list(_with_other_pictures(sample)),
+        SHUFFLED: _with_other_pictures(sample, seed),
     }
     return {name: chosen for name, chosen in made.items() if chosen}
 
@@ -63,11 +63,16 @@ def _without_pictures(item: Item) -> Item:
     return replace(item, messages=messages, pictures=())
 
 
-def _with_other_pictures(sample: Sequence[Item]) -> list[Item]:
-    """Each item with the pictures of one that shows others, as many; items for which there is none are left out."""
+def _with_other_pictures(sample: Sequence[Item], seed: int) -> list[Item]:
+    """Each item with the pictures of one that shows others, as many; items for which there is none are left out.
+
+    Which one, is drawn: pictures with neighbouring names often show things of one kind.
+    """
+    clusters = sorted({item.cluster for item in sample})
+    place = {cluster: number for number, cluster in enumerate(random.Random(seed).sample(clusters, len(clusters)))}
     changed = []
     for count in sorted({len(item.pictures) for item in sample}):
-        alike = sorted((item for item in sample if len(item.pictures) == count), key=lambda item: item.cluster)
+        alike = sorted((item for item in sample if len(item.pictures) == count), key=lambda item: place[item.cluster])
         sizes = [sum(item.cluster == cluster for item in alike) for cluster in {item.cluster for item in alike}]
         shift = max(sizes)  # the items of a cluster lie side by side: so far on, another one has begun
         for number, item in enumerate(alike):

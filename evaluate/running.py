@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +13,7 @@ from .benchmarks import Request, parse_request, read_items
 from .contamination import Overlap, benchmark_ids, overlap
 from .controls import BLIND, SHUFFLED, control_items, score_controls
 from .examinee import Examinee, checkpoint_examinee, endpoint_examinee
+from .hub_results import day_of, hub_result
 from .items import CONTROLS, Item
 from .predictions import PREDICTIONS, SETTINGS, Prediction, PredictionFile, in_order, read_predictions, read_settings
 from .report import write_report
@@ -100,6 +101,7 @@ def run(plan: EvaluationPlan) -> Sheet:
         ImportError: A library of the extra `evaluate` is missing.
     """
     requests, files, limit = _requests(plan)
+    plan = replace(plan, limit=limit)
     if not requests:
         raise ValueError("Name a benchmark: --benchmark NAME[:PROTOCOL][=PATH].")
     if plan.model is None and not files and not plan.training:
@@ -267,11 +269,21 @@ def _scored(
         if plan.other is not None:
             sheet.other = _compare(plan.other, result, verdicts)
         sheet.results.append(result)
+        sheet.hub_results += _hub_results(result, sheet.settings.get(title, {}), plan, len(sheet.results) - 1)
         _write_beside(plan, request, items, answers, sheet.model)
     remove_unfinished(plan.output)
     sheet.write(plan.output)
     write_report(sheet, plan.output)
     return sheet
+
+
+def _hub_results(result: Result, settings: dict[str, Any], plan: EvaluationPlan, number: int) -> list[dict[str, Any]]:
+    """The result for the Hub, if it has a place for it; a part of the items is no result of the benchmark."""
+    if plan.limit is not None:
+        return []
+    answers = plan.answered[number] if plan.answered else plan.output / result.request.title / PREDICTIONS
+    entry = hub_result(result, day_of(answers), settings)
+    return [entry] if entry is not None else []
 
 
 def _judge(plan: EvaluationPlan) -> "Judge | None":

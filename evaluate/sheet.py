@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import SCORES, finished_file
+from ..checkpoint import HUB_RESULTS, SCORES, finished_file
 from .contamination import Overlap
 from .controls import BLIND, SHUFFLED, ControlScores
 from .intervals import RESAMPLES
@@ -25,6 +25,7 @@ class Sheet:
         overlaps: Training files against benchmarks.
         other: Name of the model it is compared with.
         controls: Benchmark -> how the model answers without its pictures.
+        hub_results: Those of the results that the Hub has a place for; see [`hub_result`].
     """
 
     model: str
@@ -33,6 +34,7 @@ class Sheet:
     overlaps: list[Overlap] = field(default_factory=list)
     other: str | None = None
     controls: dict[str, ControlScores] = field(default_factory=dict)
+    hub_results: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """`{"model", "benchmarks": [{"name", "dataset", "metric", "value", "low", "high", "n"}, …], …}`; numbers that
@@ -66,6 +68,7 @@ class Sheet:
                 "contamination": [each.as_dict() for each in self.overlaps],
                 "notes": {result.request.title: result.notes for result in self.results if result.notes},
                 "settings": self.settings,
+                HUB_RESULTS: self.hub_results,
             }
         )
 

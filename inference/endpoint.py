@@ -3,8 +3,10 @@
 import email.utils
 import io
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,33 @@ class _Later(Exception):
         self.wait = wait
 
 
+class _AtOnce:
+    """How many requests are under way: as many as the client sends, and fewer once the server says that it is busy, or
+    requests that were put off would lose their places to new ones over and over."""
+
+    def __init__(self):
+        self._most, self._under_way = float("inf"), 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self) -> Generator[None]:
+        """A request: it begins when there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._under_way < self._most)
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify()
+
+    def too_many(self):
+        """The server put off a request that is under way: one fewer than now, from now on."""
+        with self._changed:
+            self._most = max(1, self._under_way - 1)
+
+
 class Endpoint:
     """A model behind an OpenAI-compatible server. The key, where one is needed, is read from the environment variable
     `OPENAI_API_KEY` and from nowhere else.
@@ -88,6 +117,7 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=10.0))
         self._length_name = "max_tokens"
+        self._at_once = _AtOnce()
 
     def complete(self, messages: Sequence[dict[str, Any]], max_tokens: int, **options: Any) -> Completion:
         """Asks once, and again as long as the server is only busy or the connection breaks: eight times in all.
@@ -129,10 +159,14 @@ class Endpoint:
             raise ValueError(self._refusal(response))
 
     def _ask(self, asked: dict[str, Any], max_tokens: int) -> Completion:
-        try:
-            response = self._client.post(f"{self.url}/chat/completions", json={**asked, self._length_name: max_tokens})
-        except httpx.TransportError as error:
-            raise _Later(_reason(error)) from None
+        body = {**asked, self._length_name: max_tokens}
+        with self._at_once.one():
+            try:
+                response = self._client.post(f"{self.url}/chat/completions", json=body)
+            except httpx.TransportError as error:
+                raise _Later(_reason(error)) from None
+            if response.status_code == 429:
+                self._at_once.too_many()
         if response.status_code in PASSING:
             raise _Later(self._refusal(response), _asked_to_wait(response))
         if (

@@ -33,6 +33,7 @@ def refine(
     price: Annotated[
         str | None, typer.Option(metavar="IN,OUT", help="Price of a million tokens to and from the editor.")
     ] = None,
+    min_characters: Annotated[int, typer.Option(min=0, help="A text of fewer characters falls.")] = 20,
     sample: Annotated[int, typer.Option(min=0, help="Texts on the page that a person reads.")] = 50,
     decisions: Annotated[
         Path | None, typer.Option(help="What the person decided: the file that the page saves.")
@@ -43,6 +44,7 @@ def refine(
 ):
     """Make stage-2 data: describe pictures, have an editor mend the texts, filter them, look at a sample."""
     from .describing import PROMPTS, Describing
+    from .examining import Limits
     from .running import RefinePlan, dry_run_lines, parse_price
     from .running import refine as run
 
@@ -55,6 +57,7 @@ def refine(
         output=output,
         images=images or (),
         describing=describing,
+        limits=Limits(characters=min_characters),
         editor=editor,
         editor_model=editor_model,
         show_picture=show_picture,

@@ -1,9 +1,10 @@
 """What became of the texts: data for stage 2, the history of each text, a report, and a page for a person."""
 
+import difflib
 import functools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +31,10 @@ STEPS = ("described", "edited", "duplicates", "person")
 THUMBNAIL = 320  # pixels
 # What the page, which is read by a person in Japan, calls steps and reasons.
 JAPANESE = {
-    "described": "作成",
+    "described": "説明",
     "edited": "校正",
     "duplicates": "重複",
-    "person": "人の確認",
+    "person": "目視",
     "empty": "空",
     "not Japanese": "日本語でない",
     "loop": "ループ",
@@ -158,8 +159,16 @@ def _health(texts: list[tuple[str, bool]]) -> dict[str, Any] | None:
     return measured.as_dict()
 
 
-def write_outcome(folder: Path, outcome: Outcome, pictures: Sequence[tuple[Picture, str]], sample: int, seed: int):
-    """Writes the data in MiniGPT-4's layout and as rows, the history, the report, and the page with a sample.
+def write_outcome(
+    folder: Path,
+    outcome: Outcome,
+    pictures: Sequence[tuple[Picture, str]],
+    sample: int,
+    seed: int,
+    decided: Mapping[str, str],
+):
+    """Writes the data in MiniGPT-4's layout and as rows, the history, the report, and the page with a sample, which is
+    the same before and after a person's decisions; the page holds those that were `decided` and saves them again.
 
     Raises:
         OSError: The folder cannot be written.
@@ -175,8 +184,9 @@ def write_outcome(folder: Path, outcome: Outcome, pictures: Sequence[tuple[Pictu
     _write(folder / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(folder / HISTORY, "".join(json.dumps(_history(text), ensure_ascii=False) + "\n" for text in outcome.texts))
     _write(folder / REPORT, json.dumps(outcome.report, ensure_ascii=False, indent=1) + "\n")
-    drawn = random.Random(seed).sample(outcome.kept, min(sample, len(outcome.kept)))
-    _write(folder / REVIEW, _page(outcome, drawn, by_name))
+    shown = [text for text in outcome.texts if text.kept or text.fallen == "person"]
+    drawn = random.Random(seed).sample(shown, min(sample, len(shown)))
+    _write(folder / REVIEW, _page(outcome, drawn, by_name, decided))
 
 
 def _write(path: Path, content: str):
@@ -202,18 +212,26 @@ def _history(text: Text) -> dict[str, Any]:
     }
 
 
-def _page(outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture]) -> str:
+def _page(outcome: Outcome, drawn: Sequence[Text], pictures: dict[str, Picture], decided: Mapping[str, str]) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["japanese"] = JAPANESE.__getitem__
+    environment.filters |= {"japanese": JAPANESE.__getitem__, "grouped": "{:,}".format, "changes": _changes}
     drawn_pictures = [pictures[text.described.picture] for text in drawn]
     thumbnails = [thumbnail(each.read(), f"The picture {each.name}", THUMBNAIL) for each in drawn_pictures]
     shown = list(zip(drawn, thumbnails, strict=True))
     return environment.get_template("review.html.jinja").render(
-        report=outcome.report, steps=STEPS, texts=outcome.texts, shown=shown
+        report=outcome.report, steps=STEPS, texts=outcome.texts, shown=shown, decided=dict(decided)
     )
+
+
+def _changes(text: Text) -> Iterator[tuple[bool, str]]:
+    """The text as it was described, in pieces, each with whether the editor left it as it was."""
+    before = text.described.text
+    for kind, start, end, _, _ in difflib.SequenceMatcher(None, before, text.text, autojunk=False).get_opcodes():
+        if start < end:
+            yield kind == "equal", before[start:end]
 
 
 class _Decisions(BaseModel):

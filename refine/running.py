@@ -101,7 +101,7 @@ def refine(plan: RefinePlan) -> Outcome:
             if text.kept and decided.get(text.described.id) == "drop":
                 text.fall("person", ["dropped by a person"])
         outcome = Outcome(texts, bad, plan.editor_model, plan.price)
-        write_outcome(plan.output, outcome, pictures, plan.sample, plan.describing.seed)
+        write_outcome(plan.output, outcome, pictures, plan.sample, plan.describing.seed, decided)
     return outcome
 
 

@@ -31,3 +31,18 @@ def test_a_mean_is_that_of_its_seeds():
             for question, (mean, low, high) in scores["-"].items():
                 of_seeds = sum(each[artist]["-"][question][0] for each in seeds) / 3
                 assert abs(mean - of_seeds) < 2e-4 and low <= mean <= high
+
+
+def test_the_stages_are_shown_with_their_figures():
+    table = PAGE.read_text(encoding="utf-8").partition("| before and after stage 2 |")[2].partition("\n\n")[0]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    shown = [cells for cells in shown if len(cells) > 2]
+    measures = ("repeated_ngrams", "loops", "unfinished", "empty", "not_japanese")
+    expected = []
+    for row, artists in RESULTS.items():
+        for artist in ("twemoji", "emojione-v1", "openmoji") if "described" in artists["twemoji"]["-"] else ():
+            cells = artists[artist]["-"]
+            mean, low, high = cells["described"]
+            shares = [f"{cells[f'health, {name}'][0]:.1f}, {cells[f'longer, {name}'][0]:.1f}" for name in measures]
+            expected.append([row, artist, f"{mean:.0f} ({low:.0f}–{high:.0f})", *shares])
+    assert [[row, ARTISTS[artist], *cells] for row, artist, *cells in shown] == expected and len(expected) == 6

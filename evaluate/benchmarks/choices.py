@@ -58,7 +58,7 @@ def choice_item(row: Choice, name: str, image_id: str, fields: dict[str, str], t
 
 @benchmark(
     "mecha-ja", scoring="letters", max_new_tokens=64, hub="llm-jp/MECHA-ja", task="mecha-ja",
-    protocols=("rotated", "plain"),
+    protocols=("rotated", "plain"), hub_tasks={"rotated": "default"},
 )  # fmt: skip
 def read_mecha_ja(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """MECHA-ja, Parquet with `question`, `options`, `answer` (0 to 3), `answer_type` (0: factoid), `background_text`

@@ -13,6 +13,7 @@ from ..items import Item, ask
 from .registry import Request, benchmark
 from .tables import TableRow, cell_name, parquet_files, rows
 
+HAKUSHO_WORDING = "\n上記の質問に対して、正確かつ簡潔に答えてください。"
 JDOCQA_KINDS = ("yesno", "factoid", "numerical", "open-ended")
 
 
@@ -46,7 +47,19 @@ class OneRow(TableRow):
     question_id: Id | None = None
 
 
-@benchmark("jdocqa", scoring="documents", max_new_tokens=256, hub="speed/JDocQA", task="jdocqa")
+class HakushoRow(TableRow):
+    """A row of HakushoBench: a question about a chart or table of a white paper."""
+
+    image: TablePicture
+    question: str
+    answer: Answer
+    original_id: Id
+    image_type: str | None = None
+
+
+@benchmark(
+    "jdocqa", scoring="documents", max_new_tokens=256, hub="speed/JDocQA", task="jdocqa", hub_tasks={"": "default"}
+)
 def read_jdocqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """JDocQA's test rows, Parquet with `question_id`, `question`, `answer`, `answer_type` (0 to 3) and the pages
     `image_0` to `image_3`.
@@ -65,7 +78,7 @@ def read_jdocqa(path: Path, folders: PictureFolders, request: Request) -> Iterat
 
 @benchmark(
     "ja-multi-image-vqa", scoring="questions", max_new_tokens=256, hub="SakanaAI/JA-Multi-Image-VQA",
-    task="ja-multi-image-vqa", protocols=("sakana", "llm-jp"),
+    task="ja-multi-image-vqa", protocols=("sakana", "llm-jp"), hub_tasks={"sakana": "default"},
 )  # fmt: skip
 def read_ja_multi_image_vqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Sakana AI's JA-Multi-Image-VQA, Parquet with `images` (a list), `question` and `answer`. The places that
@@ -84,7 +97,7 @@ def read_ja_multi_image_vqa(path: Path, folders: PictureFolders, request: Reques
         yield Item(str(number), ask(question, len(ids)), tuple(row.images), (row.answer,), ids, fields)
 
 
-@benchmark("business-slide-vqa", scoring="questions", max_new_tokens=256, dataset="BusinessSlideVQA")
+@benchmark("business-slide-vqa", scoring="questions", max_new_tokens=256, hub="llm-jp/BusinessSlideVQA")
 def read_business_slide_vqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """BusinessSlideVQA, Parquet with `image`, `question`, `answer` and `question_id`; published scores are a judge's.
 
@@ -104,6 +117,23 @@ def read_jgraphqa(path: Path, folders: PictureFolders, request: Request) -> Iter
         ValueError: A column is missing, or holds something else.
     """
     yield from _about_one(path, "jgraphqa")
+
+
+@benchmark("hakusho-bench", scoring="questions", max_new_tokens=256, dataset="llm-jp/HakushoBench")
+def read_hakusho_bench(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
+    """HakushoBench's test rows, Parquet with `image`, `question`, `answer`, `original_id` and `image_type`, asked in
+    the wording of llm-jp/simple-evals-mm; published scores are a judge's. On the Hub only the revision
+    41de46f6bbd418eb0c2a1041bcd810448b80e045 has pictures, later ones have their addresses.
+
+    Raises:
+        FileNotFoundError: There is no Parquet file.
+        ValueError: A column is missing, or holds something else.
+    """
+    for file in parquet_files(path):
+        for row in rows(file, HakushoRow):
+            name, fields = str(row.original_id), {"image_type": row.image_type} if row.image_type else {}
+            ids = (f"hakusho-bench:{cell_name(row.image)}",)
+            yield Item(name, ask(row.question + HAKUSHO_WORDING), (row.image,), (row.answer,), ids, fields)
 
 
 def _about_one(path: Path, namespace: str) -> Iterator[Item]:

@@ -33,7 +33,10 @@ class AddressRow(BaseModel):
     question: str
 
 
-@benchmark("jic-vqa", dataset="line-corporation/JIC-VQA", scoring="domains", max_new_tokens=64, task="jic-vqa")
+@benchmark(
+    "jic-vqa", dataset="line-corporation/JIC-VQA", scoring="domains", max_new_tokens=64, task="jic-vqa",
+    hub_tasks={"": "default"},
+)  # fmt: skip
 def read_jic_vqa(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """The Parquet file that llm-jp-eval-mm prepares (`image`, `input_text`, `answer`, `question_id`), or the owners'
     CSV of addresses (`id`, `category`, `question`, `url`) with the pictures, downloaded by oneself, as `{id}.jpg`.

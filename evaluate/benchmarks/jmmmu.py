@@ -54,7 +54,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
     return f"{question}\n{listed}\n\n{CHOOSE}"
 
 
-@benchmark("jmmmu", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU", task="jmmmu")
+@benchmark("jmmmu", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU", task="jmmmu", hub_tasks={"": "default"})
 def read_jmmmu(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Parquet files with `id`, `question`, `options` (a Python list written as text), `answer`, `question_type` and
     `image_1` to `image_7`; one folder a subject.

@@ -20,7 +20,10 @@ class VisionRow(TableRow):
     answer: Answers
 
 
-@benchmark("jmmmu-pro", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU-Pro", protocols=("vision", "standard"))
+@benchmark(
+    "jmmmu-pro", scoring="choices", max_new_tokens=256, hub="JMMMU/JMMMU-Pro", protocols=("vision", "standard"),
+    hub_tasks={"vision": "vision", "standard": "standard"},
+)  # fmt: skip
 def read_jmmmu_pro(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Parquet files whose path names the configuration. `standard` has JMMMU's columns; `vision` has one picture a
     row, `image` or `image_1`, in which question and options stand, and is asked with JMMMU's instruction alone.

@@ -69,7 +69,10 @@ def read_ja_vg_vqa(path: Path, folders: PictureFolders, request: Request) -> Ite
         yield from _items(entry.id, folders.find(f"{entry.id}.jpg"), entry.qas, request, None)
 
 
-@benchmark("ja-vg-vqa-500", hub="SakanaAI/JA-VG-VQA-500", task="ja-vg-vqa-500", max_new_tokens=64, **COMMON)
+@benchmark(
+    "ja-vg-vqa-500", hub="SakanaAI/JA-VG-VQA-500", task="ja-vg-vqa-500", max_new_tokens=64,
+    hub_tasks={"sakana": "default"}, **COMMON,
+)  # fmt: skip
 def read_ja_vg_vqa_500(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Sakana AI's JA-VG-VQA-500, Parquet with `image_id`, `coco_id`, `image` and `qas`.
 
@@ -84,7 +87,7 @@ def read_ja_vg_vqa_500(path: Path, folders: PictureFolders, request: Request) ->
 
 @benchmark(
     "ja-vlm-bench-in-the-wild", hub="SakanaAI/JA-VLM-Bench-In-the-Wild", task="ja-vlm-bench-in-the-wild",
-    max_new_tokens=256, **COMMON,
+    max_new_tokens=256, hub_tasks={"sakana": "default"}, **COMMON,
 )  # fmt: skip
 def read_wild(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """Sakana AI's JA-VLM-Bench-In-the-Wild, Parquet with `image`, `question` and `answer`; ids are row numbers, as in

@@ -115,8 +115,9 @@ def read_board_vqa(path: Path, folders: PictureFolders, request: Request) -> Ite
 
 
 @benchmark(
-    "jawildtext-handwriting-ocr", scoring="edits", max_new_tokens=1024, hub=HUB, task="jawildtext-handwriting-ocr"
-)
+    "jawildtext-handwriting-ocr", scoring="edits", max_new_tokens=1024, hub=HUB, task="jawildtext-handwriting-ocr",
+    hub_tasks={"": "handwriting_ocr"},
+)  # fmt: skip
 def read_handwriting(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """JaWildText's handwriting: Parquet with `image` and `polygons` (`{"text", "polygon"}`), whose texts are the
     reference, a line each, from top to bottom and left to right by their centres.
@@ -132,7 +133,10 @@ def read_handwriting(path: Path, folders: PictureFolders, request: Request) -> I
         yield Item(str(number), ask(READ_ALL), (row.image,), (reference,), (_id(row.image),))
 
 
-@benchmark("jawildtext-receipt-kie", scoring="receipts", max_new_tokens=1024, hub=HUB, task="jawildtext-receipt-kie")
+@benchmark(
+    "jawildtext-receipt-kie", scoring="receipts", max_new_tokens=1024, hub=HUB, task="jawildtext-receipt-kie",
+    hub_tasks={"": "receipt_kie"},
+)  # fmt: skip
 def read_receipts(path: Path, folders: PictureFolders, request: Request) -> Iterator[Item]:
     """JaWildText's receipts: Parquet with `image` and `fields`, whose values are to be found.
 

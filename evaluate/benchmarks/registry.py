@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Benchmark:
         protocols: Ways of scoring that the field knows for it.
         hub: Its repository on the Hub, where the files that are read here are published there.
         task: Its name in llm-jp-eval-mm.
+        hub_tasks: Protocol -> task of the data set on the Hub whose result the benchmark's own score is: `default`,
+            or a configuration. Empty where only a part of the data set is asked, or another judge judges.
     """
 
     dataset: str | None
@@ -69,6 +71,7 @@ class Benchmark:
     protocols: tuple[str, ...] = ("",)
     hub: str | None = None
     task: str | None = None
+    hub_tasks: Mapping[str, str] = field(default_factory=dict)
 
 
 BENCHMARKS: dict[str, Benchmark] = {}

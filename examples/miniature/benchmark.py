@@ -7,13 +7,44 @@ pictures stay in WORK: two of the three artists' licences (CC BY-SA) are not tho
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from drawings import plain_view, read_concepts, read_drawings, stated_names
+from drawings import Concept, Drawing, plain_view, read_concepts, read_drawings, stated_names
 from examine import QUESTIONS, UNSEEN, reference
 from tqdm import tqdm
+
+
+def write_pictures(drawings: list[Drawing], folder: Path) -> Iterator[tuple[Drawing, str]]:
+    """Draws each on white into `folder`; yields it with the path of its picture, relative to what `folder` is in."""
+    folder.mkdir(exist_ok=True)
+    numbers: dict[str, int] = {}
+    for drawing in tqdm(drawings, desc="drawings"):
+        key = f"{drawing.artist}-{drawing.emoji.replace(' ', '-')}"
+        numbers[key] = numbers.get(key, -1) + 1
+        picture = f"{key}-{numbers[key]}.png"
+        plain_view(drawing).save(folder / picture)
+        yield drawing, f"{folder.name}/{picture}"
+
+
+def questions_about(
+    drawing: Drawing, picture: str, concept: Concept, questions: Mapping[str, str] = QUESTIONS
+) -> Iterator[str]:
+    """Lines of a benchmark: the questions that are asked about a drawing, with their true answers.
+
+    Args:
+        questions: Kind, as of [`reference`] -> wording.
+    """
+    for category, question in questions.items():
+        if (answer := reference(category, drawing, concept)) is None:
+            continue
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        fields = {"category": category, "artist": drawing.artist, "held_out": drawing.held_out}
+        row = {"id": f"{Path(picture).stem}-{category}", "images": [picture], "messages": messages, **fields}
+        yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def write_benchmark(
@@ -23,25 +54,14 @@ def write_benchmark(
 ) -> None:
     """Write pictures and questions with their true answers; concepts that any stage has held out are marked."""
     concepts = {concept.name: concept for concept in read_concepts()}
-    (work / name).mkdir(exist_ok=True)
-    lines, numbers = [], {}
     drawings = read_drawings(work / "drawings.jsonl")
     asked = set(stated_names(drawings)) | {c.name for c in concepts.values() if c.held_out != "-"}
-    for drawing in tqdm(drawings, desc="drawings"):
-        if drawing.artist not in (artist or UNSEEN) or drawing.concept not in asked:
-            continue
-        key = f"{drawing.artist}-{drawing.emoji.replace(' ', '-')}"
-        numbers[key] = numbers.get(key, -1) + 1
-        picture = f"{name}/{key}-{numbers[key]}.png"
-        plain_view(drawing).save(work / picture)
-        for category, question in QUESTIONS.items():
-            if (answer := reference(category, drawing, concepts[drawing.concept])) is None:
-                continue
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-            fields = {"category": category, "artist": drawing.artist, "held_out": drawing.held_out}
-            row = {"id": f"{Path(picture).stem}-{category}", "images": [picture], "messages": messages, **fields}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    shown = [each for each in drawings if each.artist in (artist or UNSEEN) and each.concept in asked]
+    lines = [
+        line
+        for drawing, picture in write_pictures(shown, work / name)
+        for line in questions_about(drawing, picture, concepts[drawing.concept])
+    ]
     (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     print(f"{len(lines)} questions: {work / name}.jsonl")
 

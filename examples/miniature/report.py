@@ -28,6 +28,14 @@ TITLES = {"emojione-v1": "EmojiOne 1 (colour)", "twemoji": "Twemoji (colour)", "
 RESAMPLES = 1000
 SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
 TRAINED, SEED = "trained projection", ", seed "  # how rows are called, and the rows of single seeds
+# Measures of the text's health -> how the table calls them.
+HEALTH = {
+    "repeated_ngrams": "repeated 4-grams",
+    "loops": "loops",
+    "unfinished": "unfinished",
+    "empty": "empty",
+    "not_japanese": "not Japanese",
+}
 DESCRIBED_KIND = "described kind"  # the second sentence of a description, said after the name
 
 
@@ -125,7 +133,13 @@ def shown(cell: list[float] | None, percent: bool = True, interval: bool = True)
 
 def markdown(rows: Numbers, results: Results) -> str:
     """The tables as Markdown."""
-    parts = _table_of_rows(rows), _table_of_seeds(rows), _table_of_questions(rows), _table_of_held_out(rows, results)
+    parts = (
+        _table_of_rows(rows),
+        _table_of_seeds(rows),
+        _table_of_questions(rows),
+        _table_of_held_out(rows, results),
+        _table_of_stages(rows),
+    )
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
@@ -176,6 +190,37 @@ def _table_of_held_out(rows: Numbers, results: Results) -> list[str]:
             texts = " | ".join(shown(cells.get(q)) for q in ("name", "kind"))
             lines.append(f"| {title} | {TITLES[artist]} | {results.where(artist, held_out).sum()} | {texts} |")
     return lines
+
+
+def _table_of_stages(rows: Numbers) -> list[str]:
+    titles = ["descriptions, chrF", *(f"{name}, %" for name in HEALTH.values())]
+    lines = ["| before and after stage 2 | artist | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
+    for title in (row for row in rows if "described" in rows[row][UNSEEN[0]]["-"]):
+        for artist in ("twemoji", "emojione-v1", "openmoji"):
+            cells = rows[title][artist]["-"]
+            shares = [
+                f"{cells[f'health, {measure}'][0]:.1f}, {cells[f'longer, {measure}'][0]:.1f}" for measure in HEALTH
+            ]
+            lines.append(
+                f"| {title} | {TITLES[artist]} | {shown(cells['described'], percent=False)} | {' | '.join(shares)} |"
+            )
+    return lines
+
+
+def stages(work: Path) -> Numbers:
+    """The rows that `refine.py` wrote; measures of health are cells of one number, `health, loops`."""
+    path = work / "stages.json"
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows: Numbers = {}
+    for title, artists in written.items():
+        for artist, cells in artists.items():
+            shares = {
+                f"{kind}, {name}": [cells[kind][name] or 0.0] for kind in ("health", "longer") for name in HEALTH
+            }
+            scores = {name: cell for name, cell in cells.items() if name not in ("health", "longer")} | shares
+            rounded = {name: [round(value, 4) for value in cell] for name, cell in scores.items()}
+            rows.setdefault(title, {})[artist] = {"-": rounded}
+    return rows
 
 
 def learning_curve(work: Path, examination: Examination, path: Path) -> None:
@@ -241,7 +286,7 @@ def report(work: Annotated[Path, typer.Argument(help="folder for everything the 
     """Write table, numbers and pictures."""
     torch.manual_seed(0)
     results = Results(work)
-    rows = with_published(numbers(results))
+    rows = with_published(numbers(results) | stages(work))
     table = markdown(rows, results)
     (work / "table.md").write_text(table, encoding="utf-8")
     put_into_readme(table)

@@ -31,14 +31,16 @@ STEPS = (
 
 
 def run(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
-    """Run all stages, then build `demo/`."""
+    """Run all stages, build `demo/`, and train its second stage."""
     work.mkdir(parents=True, exist_ok=True)
     for step in STEPS:
         threads = str(max(1, (os.cpu_count() or 2) // len(step)))
         started = [_start(command, work, threads) for command in step]
         if any(process.wait() for process in started):
             raise SystemExit(f"stopped in: {', '.join(step)}. The same command goes on from there.")
-    _start(f"build_demo.py {HERE.parent.parent / 'demo'}", work, "2").wait()
+    for last in (f"build_demo.py {HERE.parent.parent / 'demo'}", "refine.py", "report.py"):
+        if _start(last, work, "2").wait():
+            raise SystemExit(f"stopped in: {last}. The same command goes on from there.")
 
 
 def _start(command: str, work: Path, threads: str) -> subprocess.Popen:

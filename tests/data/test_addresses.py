@@ -255,6 +255,6 @@ def test_addresses_within_rows_of_other_layouts_are_joined_too(tmp_path, draw, n
     assert set(read_ids(path)) == {f"openai:{URLS[0]}", "coco:533137"}
     with pytest.raises(
         ValueError,
-        match="line 1: 'https://example.jp/a.jpg' is an address, and none is opened that lies in no picture folder",
+        match="line 1: 'https://example.jp/a.jpg' is an address, and none is opened that lies in no",
     ):
         read_source(as_source(path))

@@ -218,6 +218,43 @@ def jmmmu(tmp_path) -> Path:
 
 
 @pytest.fixture
+def mecha(tmp_path) -> Path:
+    """MECHA-ja: two questions with four options each, `answer` from 0."""
+    folder = tmp_path / "MECHA-ja"
+    folder.mkdir()
+    rows = {
+        "question": ["これは何祭りですか?", "場所は?"],
+        "options": [["祇園祭", "ねぶた祭", "七夕", "天神祭"], ["京都", "青森", "仙台", "大阪"]],
+        "answer": [1, 3],
+        "answer_type": [0, 1],
+        "background_text": ["青森の祭り", None],
+        "image": [cell(61), cell(62)],
+    }
+    write_table(folder / "test-0.parquet", rows)
+    return folder
+
+
+@pytest.fixture
+def jdocqa(tmp_path) -> Path:
+    """JDocQA: three questions on one page or two, of the types factoid, yesno and open-ended."""
+    folder = tmp_path / "JDocQA"
+    folder.mkdir()
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = {
+        "question_id": [11, 12, 13],
+        "question": ["締切は?", "載っていますか?", "要約してください。"],
+        "answer": ["10月3日", "はい", "事業の目的を説明している。"],
+        "answer_type": [1, 0, 3],
+        "image_0": [cell(71), cell(72), cell(73)],
+        "image_1": pa.array([cell(74), None, None], kind),
+        "image_2": pa.array([None, None, cell(75)], kind),
+        "image_3": pa.array([None, None, None], kind),
+    }
+    write_table(folder / "test-0.parquet", rows)
+    return folder
+
+
+@pytest.fixture
 def own(tmp_path) -> Path:
     """JSON lines of messages with two fields, three questions on each of four drawings."""
     (tmp_path / "drawings").mkdir()

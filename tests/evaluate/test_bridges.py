@@ -1,7 +1,9 @@
 """Answers and models in the layouts of llm-jp-eval-mm and lmms-eval; with the real packages where there are any."""
 
+import io
 import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,16 @@ from jminigpt4.evaluate.bridges.llm_jp import VLM, export_predictions
 from jminigpt4.evaluate.metrics.choices import accuracy
 from jminigpt4.evaluate.metrics.texts import rouge_l
 from jminigpt4.evaluate.predictions import Prediction, in_order, read_predictions
+from jminigpt4.evaluate.running import EvaluationPlan, run
+
+EVAL_MM = (
+    "needs eval-mm, of Python 3.12 and newer: `python3.12 tests/evaluate/environment.py eval-mm FOLDER` makes an "
+    "environment, then `FOLDER/bin/python -m pytest tests/evaluate/test_bridges.py`"
+)
+LMMS_EVAL = (
+    "needs lmms-eval: `python tests/evaluate/environment.py lmms-eval FOLDER` makes an environment, then "
+    "`FOLDER/bin/python -m pytest tests/evaluate/test_bridges.py`"
+)
 
 
 def export(folder, request, items):
@@ -60,7 +72,7 @@ def test_the_model_answers_as_llm_jp_asks(checkpoint):
 
 
 def test_llm_jp_eval_mm_gives_exported_answers_the_same_scores(tmp_path, vg500):
-    pytest.importorskip("eval_mm", reason="llm-jp-eval-mm (Python 3.12) is not installed")
+    pytest.importorskip("eval_mm", reason=EVAL_MM)
     from eval_mm.metrics.rougel_scorer import rouge_ja
 
     asked = parse_request(f"ja-vg-vqa-500:llm-jp={vg500}")
@@ -75,7 +87,7 @@ def test_llm_jp_eval_mm_gives_exported_answers_the_same_scores(tmp_path, vg500):
 
 
 def test_answers_to_jmmmu_are_read_as_llm_jp_eval_mm_reads_them():
-    pytest.importorskip("eval_mm", reason="llm-jp-eval-mm (Python 3.12) is not installed")
+    pytest.importorskip("eval_mm", reason=EVAL_MM)
     from eval_mm.metrics.jmmmu_scorer import get_score
 
     draw = random.Random(0)
@@ -122,8 +134,75 @@ def test_answers_to_jmmmu_are_read_as_llm_jp_eval_mm_reads_them():
         assert found.items.tolist() == expected, text
 
 
+@pytest.fixture
+def eval_mm_task(tmp_path, monkeypatch):
+    """`eval_mm_task(name, repository, folder)`: a task of eval-mm, which finds a data set of the Hub in a folder of
+    that name where it runs."""
+    pytest.importorskip("eval_mm", reason=EVAL_MM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    import eval_mm
+
+    def load(name: str, repository: str, folder, **config):
+        shutil.copytree(folder, tmp_path / repository)
+        return eval_mm.TaskRegistry.load_task(name, eval_mm.TaskConfig(**config))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture", "task", "repository", "config"),
+    [
+        ("ja-vg-vqa-500:llm-jp", "vg500", "ja-vg-vqa-500", "SakanaAI/JA-VG-VQA-500", {}),
+        (
+            "ja-vlm-bench-in-the-wild:llm-jp",
+            "wild",
+            "ja-vlm-bench-in-the-wild",
+            "SakanaAI/JA-VLM-Bench-In-the-Wild",
+            {},
+        ),
+        ("mecha-ja", "mecha", "mecha-ja", "llm-jp/MECHA-ja", {"rotate_choices": True}),
+        ("jdocqa", "jdocqa", "jdocqa", "speed/JDocQA", {}),
+    ],
+)
+def test_a_file_is_read_as_eval_mm_reads_it(request, eval_mm_task, name, fixture, task, repository, config):
+    folder = request.getfixturevalue(fixture)
+    asked = eval_mm_task(task, repository, folder, **config)
+    items = read_items(parse_request(f"{name}={folder}"))
+    docs = list(asked.dataset)
+    assert [item.id for item in items] == [asked.doc_to_id(doc) for doc in docs]
+    assert [item.question for item in items] == [asked.doc_to_text(doc) for doc in docs]
+    assert [item.references[0] for item in items] == [asked.doc_to_answer(doc) for doc in docs]
+    for item, doc in zip(items, docs, strict=True):
+        shown = [Image.open(io.BytesIO(each.read())).tobytes() for each in item.pictures]
+        assert shown == [each.tobytes() for each in asked.doc_to_visual(doc)]
+
+
+def test_eval_mm_runs_the_model_to_the_answers_and_scores_of_evaluate(tmp_path, eval_mm_task, wild, checkpoint):
+    task = eval_mm_task("ja-vlm-bench-in-the-wild", "SakanaAI/JA-VLM-Bench-In-the-Wild", wild)
+    from eval_mm import ScorerRegistry
+
+    model, settings = VLM(str(checkpoint)), SimpleNamespace(max_new_tokens=12, do_sample=False, temperature=0.0)
+    said = [model.generate(task.doc_to_visual(doc), task.doc_to_text(doc), settings) for doc in task.dataset]
+    scorer = ScorerRegistry.load_scorer("rougel")
+    theirs = scorer.aggregate(scorer.score([task.doc_to_answer(doc) for doc in task.dataset], said)).overall_score
+
+    request = parse_request(f"ja-vlm-bench-in-the-wild:llm-jp={wild}")
+    plan = EvaluationPlan(
+        [request], tmp_path / "out", str(checkpoint), {"max_new_tokens": 12}, controls=0, export=tmp_path / "result"
+    )
+    ours = run(plan).results[0]
+    assert [each.answer for each in ours.predictions] == said and any(said)
+    assert ours.scores[0].value == pytest.approx(theirs)
+    (exported,) = (tmp_path / "result/ja-vlm-bench-in-the-wild").rglob("prediction.jsonl")
+    lines = [json.loads(line) for line in exported.open(encoding="utf-8")]
+    assert [(line["question_id"], line["text"]) for line in lines] == [
+        (task.doc_to_id(doc), text) for doc, text in zip(task.dataset, said, strict=True)
+    ]
+
+
 def test_lmms_eval_loads_the_task_and_the_model(tmp_path, jmmmu, checkpoint):
-    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    pytest.importorskip("lmms_eval", reason=LMMS_EVAL)
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 

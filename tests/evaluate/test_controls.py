@@ -33,6 +33,14 @@ def test_shuffled_items_never_have_a_picture_of_their_own(pictures):
         assert len(shuffled) == len(items)
 
 
+def test_shuffled_pictures_are_not_those_of_neighbours():
+    """Files are often named in the order of what they show: a neighbour's picture would give the kind away."""
+    items = items_of(*(f"{kind}{number}" for kind in "abcdefgh" for number in range(10)))
+    shuffled = control_items(items, 100)[SHUFFLED]
+    same = [item.pictures[0].name[0] == items[int(item.id)].pictures[0].name[0] for item in shuffled]
+    assert len(same) == 80 and sum(same) / 80 < 0.3  # an eighth, were it all by chance
+
+
 def test_blind_items_have_their_question_and_nothing_else():
     (item,) = control_items(items_of("a"), 100)[BLIND]
     assert item.pictures == () and item.messages == [

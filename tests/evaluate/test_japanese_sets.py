@@ -50,19 +50,6 @@ def scores(tmp_path, answers):
     return scored
 
 
-@pytest.fixture
-def mecha(tmp_path):
-    return table(
-        tmp_path / "test-0.parquet",
-        question=["これは何祭りですか?", "場所は?"],
-        options=[["祇園祭", "ねぶた祭", "七夕", "天神祭"], ["京都", "青森", "仙台", "大阪"]],
-        answer=[1, 3],
-        answer_type=[0, 1],
-        background_text=["青森の祭り", None],
-        image=[cell(1), cell(2)],
-    ).parent
-
-
 def test_mecha_ja_asks_with_the_right_option_in_every_place(mecha, scores):
     items = read(f"mecha-ja={mecha}")
     assert [item.id for item in items[:4]] == ["0_rot0", "0_rot1", "0_rot2", "0_rot3"] and len(items) == 8
@@ -104,21 +91,6 @@ def test_cvqa_is_its_japanese_rows(tmp_path, scores):
     assert scores(f"cvqa-ja={tmp_path}", {"0": "B", "1": "D"})[0]["contains the reference"] == 50
 
 
-@pytest.fixture
-def jdocqa(tmp_path):
-    return table(
-        tmp_path / "test-0.parquet",
-        question_id=[11, 12, 13],
-        question=["締切は?", "載っていますか?", "要約してください。"],
-        answer=["10月3日", "はい", "事業の目的を説明している。"],
-        answer_type=[1, 0, 3],
-        image_0=[cell(1), cell(2), cell(3)],
-        image_1=[cell(4), None, None],
-        image_2=[None, None, cell(5)],
-        image_3=pa.array([None, None, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ).parent
-
-
 def test_jdocqa_has_pages_and_two_kinds_of_score(jdocqa, scores):
     items = read(f"jdocqa={jdocqa}")
     assert [(item.id, len(item.pictures), item.fields["answer_type"]) for item in items] == [
@@ -155,6 +127,27 @@ def test_questions_about_one_slide_or_graph(tmp_path, name):
     )  # fmt: skip
     items = read(f"{name}={tmp_path}")
     assert [(item.id, item.references) for item in items] == [("s1", ("3億円",)), ("s2", ("2020",))]
+
+
+def test_hakusho_bench_asks_about_charts_and_is_broken_down_by_their_kind(tmp_path, scores):
+    table(
+        tmp_path / "data/test-00000-of-00001.parquet", image=[cell(1), cell(2)],
+        question=["最も多い年は?", "何%ですか?"], answer=["2020年", "12.5%"], original_id=["a_1", "b_2"],
+        image_type=["Bar", "Table"],
+    )  # fmt: skip
+    items = read(f"hakusho-bench={tmp_path}")
+    assert [(item.id, item.references, item.fields) for item in items] == [
+        ("a_1", ("2020年",), {"image_type": "Bar"}), ("b_2", ("12.5%",), {"image_type": "Table"}),
+    ]  # fmt: skip
+    assert items[0].question == "最も多い年は?\n上記の質問に対して、正確かつ簡潔に答えてください。"
+    found, result = scores(f"hakusho-bench={tmp_path}", {"a_1": "2020年", "b_2": "12%"})
+    assert found["exact match"] == 50 and result.categories["image_type"]["Bar"][0].value == 100
+
+
+def test_hakusho_bench_without_pictures_is_named(tmp_path):
+    table(tmp_path / "test-0.parquet", image_url=["https://x/1.png"], question=["?"], answer=["1"], original_id=["a"])
+    with pytest.raises(ValueError, match="test-0.parquet lacks the columns image; it has image_url"):
+        read(f"hakusho-bench={tmp_path}")
 
 
 def test_jammeval_reads_all_its_configurations(tmp_path, scores):

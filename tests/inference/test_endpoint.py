@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +68,27 @@ def test_the_server_says_how_long_to_wait(scripted_server, monkeypatch):
     with scripted_server(in_turn(error(429, **{"retry-after": "17"}), dated, "はい")) as server:
         Endpoint(server.url, "gpt").complete(ASKED, 7)
     assert waited == [17.0, 0.0]
+
+
+def test_a_server_with_few_places_gets_as_many_requests(scripted_server):
+    """Else new requests would take the places of those that were put off, until one of these gives up."""
+    places, room = 3, threading.Lock()
+    taken = [0]
+
+    def answer(body):
+        with room:
+            if taken[0] == places:
+                return error(429, **{"retry-after": "0"})
+            taken[0] += 1
+        time.sleep(0.02)
+        with room:
+            taken[0] -= 1
+        return "はい"
+
+    with scripted_server(answer) as server, ThreadPoolExecutor(16) as pool:
+        endpoint = Endpoint(server.url, "gpt")
+        said = list(pool.map(lambda _: endpoint.complete(ASKED, 7).text, range(100)))
+    assert said == ["はい"] * 100 and len(server.requests) <= 100 + 16
 
 
 def test_a_slow_answer_is_given_up_and_asked_for_again(scripted_server):

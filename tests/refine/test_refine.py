@@ -123,6 +123,8 @@ def test_an_editor_mends_and_is_watched(tmp_path, checkpoint, folder, told, scri
     rows = history(tmp_path / "out")
     sent = [body["messages"][-1]["content"] for body in server.requests]
     assert sorted(sent) == sorted(TEXTS[number] for number in (0, 1, 2, 4, 5))  # English is past mending
+    page = (tmp_path / "out/review.html").read_text(encoding="utf-8")
+    assert page.count("校正前: ") == page.count('data-id="') == 1 and "<del>" not in page.partition("<body>")[2]
     assert rows["1.0"]["edited"]["text"] == "猫がいます。" and rows["1.0"]["reasons"] == ["short"]
     assert rows["2.0"]["reasons"] == ["given up by the editor"]
     assert rows["5.0"]["reasons"] == ["new number or name"]
@@ -169,6 +171,14 @@ def test_a_stop_loses_nothing_and_sends_nothing_twice(
     assert again.report == whole.report
 
 
+def test_the_page_marks_what_the_editor_took_out(tmp_path, checkpoint, folder, told, scripted_server):
+    with scripted_server(mended) as server:
+        limits = Limits(characters=3)
+        refine(plan_for(checkpoint, folder, tmp_path / "out", editor=server.url, editor_model="gpt", limits=limits))
+    page = (tmp_path / "out/review.html").read_text(encoding="utf-8")
+    assert f"校正前: 猫がいます。<del>{'猫がいます。' * 5}</del>" in page
+
+
 def test_the_data_trains_stage_two_both_ways(tmp_path, checkpoint, folder, told):
     outcome = refine(plan_for(checkpoint, folder, tmp_path / "out"))
     aligned = read_source(as_source(str(tmp_path / "out")))
@@ -188,6 +198,10 @@ def test_a_person_decides_and_the_next_run_obeys(tmp_path, checkpoint, folder, t
     (output / "decisions.json").write_text(json.dumps({"decisions": {"0.0": "drop", "5.0": "keep"}}))
     outcome = refine(plan_for(checkpoint, folder, output))
     assert [text.described.id for text in outcome.kept] == ["5.0"] and history(output)["0.0"]["fallen"] == "person"
+    page = (output / "review.html").read_text(encoding="utf-8")
+    assert page.count('data-id="') == 2  # the same sample, with what was decided
+    assert 'name="0.0" value="drop" checked' in page and 'name="5.0" value="keep" checked' in page
+    assert 'const earlier = {"0.0": "drop", "5.0": "keep"};' in page
     (output / "decisions.json").write_text(json.dumps({"decisions": {"0.0": "maybe"}}))
     with pytest.raises(ValueError, match="decisions.json: .*'keep' or 'drop'"):
         refine(plan_for(checkpoint, folder, output))
@@ -219,6 +233,13 @@ def test_a_real_model_describes_the_same_after_a_stop(tmp_path, checkpoint, fold
     described.write_text("".join(described.read_text().splitlines(True)[:4]), encoding="utf-8")
     refine(replace(plan, output=tmp_path / "out"))
     assert described.read_bytes() == (tmp_path / "whole/described.jsonl").read_bytes()
+
+
+def test_how_short_is_too_short_is_asked_for(tmp_path, checkpoint, folder, told):
+    arguments = ["refine", str(checkpoint), str(folder), "-o", str(tmp_path / "out"), "--min-characters", "28"]
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert len(WHOLE) < 28 <= len(TEXTS[5]) and history(tmp_path / "out")["0.0"]["reasons"] == ["short"]
+    assert [name for name, row in history(tmp_path / "out").items() if row["kept"]] == ["5.0"]
 
 
 def test_a_dry_run_counts_prices_writes_and_sends_nothing(tmp_path, checkpoint, folder, scripted_server):

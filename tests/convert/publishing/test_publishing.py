@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard, constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -88,7 +89,8 @@ def test_sources_of_the_hub_become_a_repository_of_the_hub(hub, reference, tmp_p
     assert all(len(source["commit"]) == 40 for source in stated.values())
 
     row = {"name": "JA-VLM-Bench", "metric": "rouge_l", "value": 40.5, "low": None, "high": None, "n": None}
-    (out / "scores.json").write_text(json.dumps({"benchmarks": [row]}))
+    result = {"dataset": {"id": "SakanaAI/JA-VLM-Bench-In-the-Wild", "task_id": "default"}, "value": 40.5}
+    (out / "scores.json").write_text(json.dumps({"benchmarks": [row], "eval_results": [result]}))
     output = invoke("publish", out, REPO, "--private", "--dataset", "maker/pictures")
     assert f"/{REPO}/commit/" in output and f"{REPO} is private." in output and hub.private[REPO]
     files = hub.repos[REPO]
@@ -99,6 +101,8 @@ def test_sources_of_the_hub_become_a_repository_of_the_hub(hub, reference, tmp_p
     assert data["datasets"] == ["maker/captions", "maker/pictures"]
     assert (data["license"], data["license_name"]) == ("other", "not-stated-and-mit-and-apache-2.0")  # llm has no card
     assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 40.5
+    source = {"url": f"https://huggingface.co/{REPO}/blob/main/scores.json", "name": "jminigpt4 evaluate"}
+    assert yaml.safe_load(files[".eval_results/jminigpt4.yaml"]) == [result | {"source": source}]
     assert verify_folder(download(REPO)) == []
     assert stranger(REPO) == stranger(out)
     assert stranger(f"pipeline:{REPO}") == "image-text-to-text"  # the task comes from the card
