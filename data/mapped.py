@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-READS = 256  # of single entries, after which a mapping's pages are let go of: some 200 MB of rows at most
+READS = 64  # of single entries, after which a mapping's pages are let go of: some 200 MB of rows at most
 
 
 class Mapped:
-    """A file, mapped for reading. What has been touched counts as this process's memory, 64 KiB around each touch as
-    Linux maps it; [`Mapped.touched`] gives it back from time to time, and it is mapped anew from the page cache.
+    """A file, mapped for reading. What has been touched counts as this process's memory, 64 KiB and more around each
+    touch as Linux maps it; [`Mapped.touched`] gives it back from time to time; it is mapped anew from the page cache.
 
     Args:
         path: The file.

@@ -91,7 +91,7 @@ def data_of(source: DataSource, grouping: Grouping, recipe: Recipe, number: int,
 
 def _evenly_chosen(groups: Groups) -> list[Picture]:
     """Pictures of evenly chosen groups, enough to look for `LOOKED_FOR` of them."""
-    return [picture for each in groups[:: -(-len(groups) // LOOKED_FOR) or 1] for picture in each.pictures]
+    return list(distinct_pictures([groups[:: -(-len(groups) // LOOKED_FOR) or 1]]))
 
 
 def _prompts(source: DataSource, recipe: Recipe, seed: int) -> CaptionPrompts:
