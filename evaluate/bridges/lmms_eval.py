@@ -8,12 +8,14 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 
 from .llm_jp import VLM
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
 
 TASKS = Path(__file__).parent / "lmms_eval_tasks"
 JMMMU_FILES = "hf://datasets/JMMMU/JMMMU/*/test-*.parquet"
@@ -64,8 +66,11 @@ class _Options:
         self.__dict__.update(options)
 
 
-def manifest() -> ModelManifest:
+def manifest() -> "ModelManifest":
     """What the entry point group `lmms_eval.models` gives to lmms-eval."""
+    # Not above: importing lmms-eval's models is what looks for this function, here and in other packages.
+    from lmms_eval.models.registry_v2 import ModelManifest
+
     return ModelManifest(model_id="jminigpt4", simple_class_path=f"{__name__}.JMiniGPT4")
 
 

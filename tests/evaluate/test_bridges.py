@@ -4,6 +4,8 @@ import io
 import json
 import random
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -199,6 +201,17 @@ def test_eval_mm_runs_the_model_to_the_answers_and_scores_of_evaluate(tmp_path, 
     assert [(line["question_id"], line["text"]) for line in lines] == [
         (task.doc_to_id(doc), text) for doc, text in zip(task.dataset, said, strict=True)
     ]
+
+
+def test_lmms_eval_finds_the_model_and_the_bridge_imports_in_silence(tmp_path):
+    pytest.importorskip("lmms_eval", reason=LMMS_EVAL)
+    code = (
+        "from jminigpt4.evaluate.bridges.lmms_eval import write_tasks; import lmms_eval.models as models; "
+        "print(models.MODEL_REGISTRY_V2.resolve('jminigpt4').class_path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "jminigpt4.evaluate.bridges.lmms_eval.JMiniGPT4"
+    assert "circular" not in done.stderr and "Failed" not in done.stderr
 
 
 def test_lmms_eval_loads_the_task_and_the_model(tmp_path, jmmmu, checkpoint):
