@@ -8,6 +8,7 @@ the store can: what it holds is left out, and all that is lost are the blocks th
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +30,7 @@ from .recipe import Recipe
 DECODED_TOGETHER = 64  # pictures of a task: their pixels, 39 MB at 224 x 224, travel to an encoder as one object
 # Pictures whose names are with Ray at a time. Behind each such part the encoders are made anew.
 PART = 1 << 21
+REACHED_WITHIN = 10  # seconds
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ def _connect(address: str | None):
     address = address or os.environ.get("RAY_ADDRESS")
     given: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
     try:
+        _reach(address or "")
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **given)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConnectionError(f"There is no Ray cluster at {address or 'this machine'}: {reason}") from None
     context = ray.data.DataContext.get_current()
@@ -138,6 +141,17 @@ def _connect(address: str | None):
     context.target_max_block_size = None
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _reach(address: str):
+    """Looks whether something listens at `host:port`: Ray tries for minutes.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED_WITHIN).close()
 
 
 def _places(encoders: int | None) -> tuple[int, dict[str, Any]]:

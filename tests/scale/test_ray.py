@@ -110,8 +110,7 @@ def busy() -> bool:
     """Whether a process of this one's cluster has a task or an actor: Ray names it by that."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            name = " ".join(process.cmdline())
-            if name.startswith("ray::") and "IDLE" not in name:
+            if any(part.startswith("ray::Map") for part in process.cmdline()):
                 return True
     return False
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 
 import pytest
 import torch
@@ -132,6 +133,15 @@ def test_errors_of_our_own_come_out_of_rays_as_they_were():
     assert _own(outer) is Wrapped.cause and _own(Wrapped()) is Wrapped.cause
     lost = _own(RuntimeError("Traceback\n  File\n\nObjectLostError: gone\n"))
     assert isinstance(lost, RuntimeError) and str(lost) == "Ray has given up: ObjectLostError: gone"
+
+
+def test_a_cluster_that_is_not_there_is_noticed_at_once():
+    with pytest.raises(OSError, match="refused"):
+        ray_features._reach("127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ray_features._reach(f"127.0.0.1:{server.getsockname()[1]}")
+    for elsewhere in ("auto", "ray://127.0.0.1:1", ""):  # Ray's own to find
+        ray_features._reach(elsewhere)
 
 
 def test_the_command_says_what_it_needs(monkeypatch, captions, tmp_path):
