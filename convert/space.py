@@ -132,8 +132,8 @@ def _licence_text(name: str) -> str:
     """From the folder that was cloned, or from what was installed of it."""
     if (PACKAGE / "setup.py").is_file():
         return (PACKAGE / name).read_text(encoding="utf-8")
-    installed = importlib.metadata.distribution("jminigpt4")
-    text = installed.read_text(f"licenses/{name}") or installed.read_text(name)
+    distribution = importlib.metadata.distribution("jminigpt4")
+    text = distribution.read_text(f"licenses/{name}") or distribution.read_text(name)
     if text is None:
         raise FileNotFoundError(f"The installed jminigpt4 has no {name}: install it anew.")
     return text

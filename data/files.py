@@ -18,7 +18,7 @@ def open_regular(path: str | Path | RemotePath) -> BinaryIO:
         OSError: It is not there, cannot be opened, or is a folder, device or pipe.
     """
     if isinstance(path, RemotePath):
-        return path.open()
+        return path.open_bytes()
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError:  # a NUL, or half of a surrogate pair

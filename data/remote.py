@@ -100,7 +100,7 @@ def _streamed(opened: Any, path: str, start: int, size: int, whole: bool) -> byt
     """From a web server, which may send without end, or all of a file where a part was asked for."""
     headers = dict(opened.kwargs.get("headers") or {})
     headers |= {} if whole else {"Range": f"bytes={start}-{start + size - 1}"}
-    with opened.open(path, block_size=0, headers=headers) as file:
+    with opened.open(path, "rb", block_size=0, headers=headers) as file:
         if not whole and file.r.status != 206:
             raise OSError("its server sends no parts of files")
         pieces, missing = [], size
@@ -232,7 +232,7 @@ class RemotePath:
         """Entries of this folder, of none below it, whose names fit."""
         return (each for each in self.iterdir() if fnmatch.fnmatch(each.name, pattern))
 
-    def open(self) -> BinaryIO:
+    def open_bytes(self) -> BinaryIO:
         """The file, open for reading from its beginning on.
 
         Raises:

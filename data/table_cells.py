@@ -43,7 +43,7 @@ def parquet_file(path: str | Path | RemotePath) -> Any:
     """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path.open() if isinstance(path, RemotePath) else path)
+    return pq.ParquetFile(path.open_bytes() if isinstance(path, RemotePath) else path)
 
 
 def _process(path: str) -> int:

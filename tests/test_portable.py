@@ -55,7 +55,7 @@ def test_texts_have_an_encoding():
     for file in FILES:
         for node, name in calls(ast.parse(file.read_text(encoding="utf-8"))):
             owner = node.func.value if isinstance(node.func, ast.Attribute) else None
-            if name not in TEXT or (name == "open" and owner is not None and not _is_a_path(owner)):
+            if name not in TEXT or (name in ("open", "read_text") and owner is not None and not _is_a_path(owner)):
                 continue
             modes = [each.value for each in (*node.args, *(k.value for k in node.keywords if k.arg == "mode"))
                      if isinstance(each, ast.Constant) and isinstance(each.value, str)]  # fmt: skip
@@ -68,8 +68,9 @@ def test_texts_have_an_encoding():
 
 
 def _is_a_path(owner: ast.AST) -> bool:
-    """Not `Image.open`, `tarfile.open`, `Shard.open` …, which open no texts."""
-    return not (isinstance(owner, ast.Name) and owner.id in {"Image", "tarfile", "Shard", "os", "gzip", "cls", "self"})
+    """Not `Image.open`, `tarfile.open`, `Shard.open` …, which open no texts, nor a distribution, whose are UTF-8."""
+    others = {"Image", "tarfile", "Shard", "os", "gzip", "cls", "self", "distribution"}
+    return not (isinstance(owner, ast.Name) and owner.id in others)
 
 
 def test_peak_memory_on_every_system(monkeypatch):

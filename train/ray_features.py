@@ -51,7 +51,7 @@ class Job:
     recipe: Recipe
     batch_size: int = 16
 
-    def open(self) -> FeatureCache:
+    def open_cache(self) -> FeatureCache:
         """The store, with an encoder on the device of this process.
 
         Raises:
@@ -169,7 +169,7 @@ def _places(encoders: int | None) -> tuple[int, dict[str, Any]]:
 
 def _opened(job: Job) -> tuple[FeatureStore, PictureEncoder]:
     """The store and the encoder without its model, as a node that encodes has them."""
-    cache = job.open()
+    cache = job.open_cache()
     return cache.store, cache.encoder
 
 
@@ -221,7 +221,7 @@ class _Encoding:
     """An actor: pixels to features, on its device."""
 
     def __init__(self, job: Job):
-        self.encoder, self.dtype = job.open().encoder, DTYPES[job.recipe.cache_dtype]
+        self.encoder, self.dtype = job.open_cache().encoder, DTYPES[job.recipe.cache_dtype]
 
     def __call__(self, table: Any) -> Any:
         size = self.encoder.image_processor.size

@@ -107,7 +107,7 @@ class WindowRows:
         rows = hashlib.sha256("".join(map(digest, read)).encode()).hexdigest()
         return [len(source.training) for source in read] or [0] * len(self.sources), rows
 
-    def open(self, window: Window) -> list[SourceData]:
+    def open_window(self, window: Window) -> list[SourceData]:
         """The groups of each source in a window; the last ones stay mapped."""
         if window.number not in self._open:
             while len(self._open) >= OPEN:
@@ -144,4 +144,4 @@ class StreamedGroups:
 
     def __getitem__(self, number: int) -> Group:
         window = self.windows.holding_of(self.source, number)
-        return self.rows.open(window)[self.source].training[number - window.before[self.source]]
+        return self.rows.open_window(window)[self.source].training[number - window.before[self.source]]

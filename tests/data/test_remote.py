@@ -221,7 +221,7 @@ def test_a_path_at_an_address(bucket):
     file = path / "b.tar"
     assert (file.stem, file.suffix, file.parent, file.is_file(), file.stat().st_size) == ("b", ".tar", path, True, 2)
     assert not (path / "x").exists() and {path, data_path(str(path))} == {path}
-    with file.open() as opened:
+    with file.open_bytes() as opened:
         assert opened.read() == b"12"
 
 

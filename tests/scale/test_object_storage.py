@@ -80,7 +80,7 @@ def test_files_tars_and_tables_on_s3_become_features_on_s3(bucket, engine, drawi
     command += ["--images", "s3://pictures/files", "--dtype", "float32", *engine]
     said, warned = features(*command)
     assert said.splitlines()[-1] == f"30 pictures in {store}; 1 bad"
-    files = Job(str(checkpoint), str(tmp_path / "files"), Recipe(cache_dtype="float32")).open()
+    files = Job(str(checkpoint), str(tmp_path / "files"), Recipe(cache_dtype="float32")).open_cache()
     files.fill(map(FilePicture, paths), progress=False)
     (line,) = (line for line in warned.splitlines() if line.startswith("left out: "))
     with pytest.raises(ValueError) as sentence:

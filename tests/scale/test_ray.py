@@ -23,7 +23,7 @@ def one_machine(checkpoint, tmp_path):
     from jminigpt4.train.ray_features import Job
 
     def fill(paths: list[str]):
-        cache = Job(str(checkpoint), str(tmp_path / "one"), Recipe(cache_dtype="float32")).open()
+        cache = Job(str(checkpoint), str(tmp_path / "one"), Recipe(cache_dtype="float32")).open_cache()
         return cache.store, cache.fill(map(FilePicture, paths), progress=False)
 
     return fill
@@ -119,7 +119,7 @@ def test_a_store_of_another_encoder_is_refused(cluster, drawings, checkpoint, tm
     """By the node that encodes, in the sentence of the ordinary engine."""
     from jminigpt4.train.ray_features import Job, fill_on_ray
 
-    Job(str(checkpoint), str(tmp_path / "cache"), Recipe()).open()
+    Job(str(checkpoint), str(tmp_path / "cache"), Recipe()).open_cache()
     pictures = map(FilePicture, drawings(1))
     job = Job(str(checkpoint), str(tmp_path / "cache"), Recipe(cache_dtype="float32"))
     with pytest.raises(ValueError, match="dtype float16 instead of float32: .*--set cache_dtype=float16"):

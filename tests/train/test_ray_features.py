@@ -35,7 +35,7 @@ def pipeline(checkpoint):
     def run(folder, pictures, views: int = 0, together: int = 5):
         recipe = Recipe(cache_dtype="float32", augmentation=views > 0, views=views or 1)
         job = Job(str(checkpoint), str(folder), recipe, batch_size=4)
-        cache, encoding, done, bad = job.open(), _Encoding(job), [], []
+        cache, encoding, done, bad = job.open_cache(), _Encoding(job), [], []
         opened, encoder = pickle.dumps(cache.store), pickle.loads(pickle.dumps(cache.encoder))
         ray_features._here.cache_clear()  # each run is a process of its own
         for start in range(0, len(pictures), together):
@@ -54,7 +54,7 @@ def pipeline(checkpoint):
 def test_the_features_are_those_of_one_machine_to_the_bit(pipeline, checkpoint, pictures, tmp_path, views):
     store, done, bad = pipeline(tmp_path / "ray", pictures, views)
     recipe = Recipe(cache_dtype="float32", augmentation=views > 0, views=views or 1)
-    one = Job(str(checkpoint), str(tmp_path / "one"), recipe, batch_size=4).open()
+    one = Job(str(checkpoint), str(tmp_path / "one"), recipe, batch_size=4).open_cache()
     assert one.fill(pictures, progress=False) == bad and [each.name for each in bad] == [pictures[3].name]
     assert done == [5, 5, 3] and len(store) == len(one) == 11
     good = [picture for picture in pictures if picture != pictures[3]]
@@ -101,12 +101,12 @@ def test_all_batches_are_of_one_size(pipeline, checkpoint, pictures, tmp_path, m
         PictureEncoder, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels)
     )
     pipeline(tmp_path / "ray", pictures)
-    Job(str(checkpoint), str(tmp_path / "one"), Recipe(), batch_size=4).open().fill(pictures, progress=False)
+    Job(str(checkpoint), str(tmp_path / "one"), Recipe(), batch_size=4).open_cache().fill(pictures, progress=False)
     assert len(sizes) >= 6 and all(size % 4 == 0 for size in sizes)
 
 
 def test_a_picture_has_the_same_bits_whatever_is_encoded_with_it(checkpoint, tmp_path):
-    encoder = Job(str(checkpoint), str(tmp_path), Recipe(), batch_size=4).open().encoder
+    encoder = Job(str(checkpoint), str(tmp_path), Recipe(), batch_size=4).open_cache().encoder
     pixels = torch.rand(11, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     whole = encoder.encode_alike(pixels)
     for size in (1, 2, 3, 5):
