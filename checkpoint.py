@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +78,17 @@ def finished_folder(path: str | os.PathLike, replace: bool = False) -> Generator
     if path.exists() and not replace and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already: choose another name or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
-    try:
-        with _claim(temporary), naming_full_disk(path):
-            # mkdtemp makes private folders; a checkpoint gets the permissions any new folder would get.
-            temporary.chmod(0o777 & ~_umask())
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o666 & ~_umask())
-                    _flush(file)
-            _flush(temporary)
-            _rename_over(temporary, path)
-            _flush(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _begun(path) as temporary, naming_full_disk(path):
+        # mkdtemp makes private folders; a checkpoint gets the permissions any new folder would get.
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
+                _flush(file)
+        _flush(temporary)
+        _rename_over(temporary, path)
+        _flush(path.parent)
 
 
 @contextmanager
@@ -107,18 +102,14 @@ def finished_file(path: str | os.PathLike) -> Generator[Path]:
         OSError: The folder is not there or cannot be written.
     """
     path = Path(path)
-    folder = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
-    temporary = folder / path.name
-    try:
-        # The folder bears the lock: safetensors, for one, puts a new file in the place of the one it is told to write.
-        with _claim(folder), naming_full_disk(path):
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            _flush(temporary)
-            os.replace(temporary, path)
-            _flush(path.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    # The folder bears the lock: safetensors, for one, puts a new file in the place of the one it is told to write.
+    with _begun(path) as folder, naming_full_disk(path):
+        temporary = folder / path.name
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
 
 
 @contextmanager
@@ -238,6 +229,23 @@ if hasattr(os, "register_at_fork"):
 
 def _unfinished(path: Path) -> str:
     return f".{path.name}.unfinished-"
+
+
+@contextmanager
+def _begun(path: Path) -> Generator[Path]:
+    """A new folder beside `path`, claimed while it is written into; nothing of it is left afterwards."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
+        try:
+            with ExitStack() as held:
+                # Another process may have taken it for a leftover between its making and its claiming.
+                with suppress(FileNotFoundError):
+                    held.enter_context(_claim(folder))
+                if folder.is_dir():
+                    yield folder
+                    return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

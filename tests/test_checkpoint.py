@@ -352,3 +352,23 @@ def test_a_locked_folder_on_windows(windows, tmp_path):
     assert names(tmp_path / "run") == []
     with locked_folder(tmp_path / "run"):
         pass
+
+
+def test_what_is_just_begun_may_be_taken_for_a_leftover(tmp_path, monkeypatch):
+    """Another process removes leftovers between the making of a temporary folder and its claiming."""
+    make, made = checkpoint.tempfile.mkdtemp, []
+
+    def raced(**named):
+        made.append(make(**named))
+        if len(made) == 1:
+            checkpoint.remove_unfinished(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(checkpoint.tempfile, "mkdtemp", raced)
+    with checkpoint.finished_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole", encoding="utf-8")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "whole" and len(made) == 2
+    made.clear()
+    with checkpoint.finished_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("whole", encoding="utf-8")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["file", "folder", "file"] and len(made) == 2

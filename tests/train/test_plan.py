@@ -82,7 +82,7 @@ def test_an_absurd_plan_is_named_with_its_remedy(dry, capsys):
 
 class FakeRun:
     def __init__(self, recipe, pictures):
-        self.recipe, self.sources = recipe, [type("Source", (), {"training": [None] * pictures})]
+        self.recipe, self.size = recipe, pictures
 
 
 def planned(**changes):
