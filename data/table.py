@@ -35,7 +35,7 @@ from .columns import INDEX, STORED, Decoded, batch_of, index_of, key_of, picture
 from .freshness import Origin, looked_into, where_found
 from .mapped import Mapped
 from .pictures import PictureFolders
-from .readers import DataSource, images_of, rows_of
+from .readers import DataSource, images_of, no_rows, rows_of
 from .rows import BadRow, Row
 
 ROWS, BAD_ROWS, MISSING, TABLE = "rows.arrow", "bad_rows.jsonl", "missing.jsonl", "table.json"
@@ -274,7 +274,7 @@ def _build(folder: Path, source: DataSource, refuse: Callable[[BadRow], None] | 
                     writer.add(row)
                     bar.update()
         if not writer.starts[-1] and not may_be_empty:
-            raise ValueError(f"{source.path} holds no rows that can be used.")
+            raise no_rows(source, writer.bad, writer.first_bad)
         with open(temporary / MISSING, "w", encoding="utf-8") as file:
             lines = (json.dumps([path, *names]) for each in folders for path, names in each.missing.items())
             file.writelines(f"{line}\n" for line in lines)
@@ -308,6 +308,7 @@ class _Writer(AbstractContextManager):
     def __init__(self, folder: Path, refuse: Callable[[BadRow], None] | None):
         self.folder, self.refuse = folder, refuse
         self.starts, self.bad = [0], 0
+        self.first_bad: BadRow | None = None
         self._rows: list[Row] = []
         self._bytes = 0
 
@@ -335,6 +336,7 @@ class _Writer(AbstractContextManager):
         if self.refuse is not None:
             self.refuse(bad)
         self.bad += 1
+        self.first_bad = self.first_bad or bad
         self._bad.write(json.dumps(asdict(bad)) + "\n")
 
     def _flush(self):

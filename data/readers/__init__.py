@@ -117,10 +117,22 @@ def read_source(source: DataSource, note: Callable[[BadRow], None] = refuse) -> 
         ValueError: A file is of no known format or of no use as a whole, or a row is bad; the message names file and
             place.
     """
-    rows = [row for path in source.files for row in rows_of(source, path, note)]
+    bad: list[BadRow] = []
+
+    def noted(each: BadRow):
+        bad.append(each)
+        note(each)
+
+    rows = [row for path in source.files for row in rows_of(source, path, noted)]
     if not rows:
-        raise ValueError(f"{source.path} holds no rows that can be used.")
+        raise no_rows(source, len(bad), bad[0] if bad else None)
     return rows
+
+
+def no_rows(source: DataSource, bad: int, first: BadRow | None) -> ValueError:
+    """The error of a source without a row that can be used: it says what is wrong with the first one."""
+    reason = f"; the first of {bad:,} bad ones: {first.reason}" if first is not None else "."
+    return ValueError(f"{source.path} holds no rows that can be used{reason}")
 
 
 def rows_of(

@@ -192,7 +192,10 @@ def test_nothing_of_an_aborted_reading_is_taken_for_a_table(tmp_path, folder, mo
     (home,) = folder.iterdir()
     assert list(home.iterdir()) == []
     empty = write(tmp_path / "empty.jsonl", {"image": "a.png", "caption": 3})
-    with pytest.raises(ValueError, match="empty.jsonl holds no rows that can be used"):
+    with pytest.raises(
+        ValueError,
+        match="no rows that can be used; the first of 1 bad ones: .*line 1: `caption`",
+    ):
         open_table(as_source(empty))
 
 
