@@ -1,7 +1,8 @@
 """The verbs `train`, `features` and `data` of the command line."""
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +38,13 @@ Streamed = Annotated[
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A value of the recipe, such as --set epochs=1; may be repeated.")
 ]
+
+
+class Engine(str, Enum):
+    """What computes features. The oldest typer knows enumerations, and no `Literal`."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def _changes(settings: list[str] | None) -> dict:
@@ -153,8 +161,8 @@ def features(
         int | None, typer.Option(min=0, help="Processes that decode pictures. Default: what can be spared.")
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="local: this program's processes; ray: a Ray cluster.")
-    ] = "local",
+        Engine, typer.Option(help="local: this program's processes; ray: a Ray cluster.")
+    ] = Engine.LOCAL,
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster. Default: RAY_ADDRESS, else Ray on this machine.")
     ] = None,
@@ -168,14 +176,14 @@ def features(
     from .selection import CocoTwins
     from .sources import most_pictures, pictures_of, read_data
 
-    if engine == "local" and (address or encoders):
+    if engine is Engine.LOCAL and (address or encoders):
         raise ValueError("--address and --encoders are of a Ray cluster: add `--engine ray`.")
-    if engine == "ray":
+    if engine is Engine.RAY:
         require("scale", "ray")
         if workers is not None:
             raise ValueError("--workers is of one machine: on a Ray cluster all cores that are free decode.")
     state = init_processes()
-    if engine == "ray" and state.num_processes > 1:
+    if engine is Engine.RAY and state.num_processes > 1:
         raise ValueError("--engine ray is one program, without a launcher: Ray shares the work among its nodes.")
     chosen = _recipe(recipe, changes)
     if views is not None:
@@ -185,7 +193,7 @@ def features(
     check_options(chosen, cache, None)
     sources = read_data(_sources(data, images, reader) or chosen.data, chosen, CocoTwins(chosen.coco_twins))
     pictures, total = pictures_of(sources), most_pictures(sources)
-    if engine == "ray":
+    if engine is Engine.RAY:
         from .ray_features import Job, fill_on_ray
 
         store, bad = fill_on_ray(Job(model, cache, chosen, batch_size), pictures, address, encoders, total=total)
