@@ -1,6 +1,6 @@
 """Rows on disk: how fast they are indexed, how soon a second run starts, what a training process holds of them.
 
-    python benchmarks/data.py --quick       50,000 and 200,000 rows over 10,000 pictures, at most a minute
+    python benchmarks/data.py --quick       10,000 and 40,000 rows over 2,000 pictures, at most a minute
     python benchmarks/data.py               1 and 10 million rows over 100,000 pictures
     python benchmarks/data.py --rows 1000000 --pictures 1000000 --steps 100
 
@@ -117,7 +117,7 @@ def main():
         print(json.dumps(measured(options.measure, options.steps)))
         return
     if options.quick:
-        options.rows, options.pictures, options.steps = [50_000, 200_000], 10_000, 60
+        options.rows, options.pictures, options.steps = [10_000, 40_000], 2_000, 20
     results = []
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.pictures)
