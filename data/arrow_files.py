@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ids import known_id
 from .pictures import TablePicture
-from .table_cells import parquet_file
+from .table_cells import arrow_file, parquet_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ def table_keys(path: Path) -> frozenset[str]:
         if path.suffix != ".arrow":
             return frozenset(parquet_file(path).schema_arrow.names)
         with pa.memory_map(str(path)) as file:
-            return frozenset(_opened(file).schema.names)
+            return frozenset(arrow_file(file).schema.names)
     except (OSError, pa.ArrowException):
         return frozenset()
 
@@ -78,23 +78,12 @@ def _arrow_batches(path: Path) -> Iterator[tuple[dict[str, str], "pa.RecordBatch
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as file:
-        opened = _opened(file)
+        opened = arrow_file(file)
         kinds = _kinds(opened.schema)
         many = getattr(opened, "num_record_batches", None)
         for batch in opened if many is None else map(opened.get_batch, range(many)):
             for start in range(0, batch.num_rows, BATCH):
                 yield kinds, batch.slice(start, BATCH)
-
-
-def _opened(file: Any) -> Any:
-    """A reader of Arrow's stream, which `datasets` writes, or of its file format."""
-    import pyarrow as pa
-
-    try:
-        return pa.ipc.open_stream(file)
-    except pa.ArrowInvalid:
-        file.seek(0)
-        return pa.ipc.open_file(file)
 
 
 def _kinds(schema: "pa.Schema") -> dict[str, str]:

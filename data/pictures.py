@@ -22,6 +22,10 @@ ASKED_AT_ONCE = 32  # stamps of pictures on object storage
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
+def _part_name(path: str, offset: int | None) -> str:
+    return path if offset is None else f"{path}@{offset}"
+
+
 @dataclass(frozen=True, slots=True)
 class FilePicture:
     """A picture file, or `size` bytes of an archive from `offset` on."""
@@ -32,7 +36,7 @@ class FilePicture:
 
     @property
     def name(self) -> str:
-        return self.path if self.offset is None else f"{self.path}@{self.offset}"
+        return _part_name(self.path, self.offset)
 
     def stamp(self) -> tuple[int, int]:
         """Size in bytes and time of modification in ns: while they stay, the content is taken to stay.
@@ -63,7 +67,7 @@ class RemotePicture:
 
     @property
     def name(self) -> str:
-        return self.path if self.offset is None else f"{self.path}@{self.offset}"
+        return _part_name(self.path, self.offset)
 
     def stamp(self) -> tuple[int, int]:
         """Size in bytes and a number of the version that its place tells (ETag, checksum, time): one request.
@@ -158,7 +162,7 @@ class EncodedPicture:
 
     @property
     def name(self) -> str:
-        return f"{self.path}@{self.offset}"
+        return _part_name(self.path, self.offset)
 
     def stamp(self) -> tuple[int, int]:
         """Size of the text in bytes and time of modification of the file in ns.

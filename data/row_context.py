@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from .containers import CONTAINERS, container_of
 from .containers.registry import Entry
-from .downloads import downloads
+from .downloads import Downloads, downloads
 from .encoded import EncodedTexts, is_encoded
 from .fields import PictureFields
 from .pictures import EncodedPicture, FilePicture, Picture, PictureFolders, TablePicture, is_address
@@ -25,6 +25,7 @@ class RowContext:
         options: Further fields of [`DataSource`] that the reader takes.
         encoded: Places of the pictures that are written in the file as text.
         file, place: Where the row stands, for faults in a part of it; set anew for every row.
+        downloaded: What img2dataset has put into the folders, looked for when the first row asks.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class RowContext:
     encoded: EncodedTexts | None = None
     file: Path = Path()
     place: str = ""
+    downloaded: Downloads | None = None
 
     def picture(self, shown: str | Picture, *others: str) -> Picture:
         """What a row shows: a picture in its container, one by its name, or one written in base64.
@@ -61,7 +63,9 @@ class RowContext:
     def _downloaded(self, address: str) -> Picture:
         if not self.folders.folders:  # as for lists of ids: pictures keep their names
             return FilePicture(address)
-        found = downloads(self.folders.folders).find(address)
+        if self.downloaded is None:
+            self.downloaded = downloads(self.folders.folders)
+        found = self.downloaded.find(address)
         return self.folders.find(address) if found is None else found
 
     def part(self, name: str, make: Callable[..., Row], *arguments: Any) -> Row | BadRow:

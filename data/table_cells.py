@@ -46,6 +46,21 @@ def parquet_file(path: str | Path | RemotePath) -> Any:
     return pq.ParquetFile(path.open_bytes() if isinstance(path, RemotePath) else path)
 
 
+def arrow_file(opened: Any) -> Any:
+    """A reader of an open Arrow file: of the stream that `datasets` writes, or of the file format.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(opened)
+    except pa.ArrowInvalid:
+        opened.seek(0)
+        return pa.ipc.open_file(opened)
+
+
 def _process(path: str) -> int:
     """For what is kept of a file: connections to object storage are of no use to forked processes."""
     return os.getpid() if is_url(path) else 0
@@ -57,12 +72,7 @@ def _opened(path: str, stamp: tuple[int, int], process: int) -> tuple[Any, list[
     import pyarrow as pa
 
     if path.endswith(".arrow"):
-        mapped = pa.memory_map(path)
-        try:
-            table = pa.ipc.open_stream(mapped).read_all()
-        except ValueError:
-            mapped.seek(0)
-            table = pa.ipc.open_file(mapped).read_all()
+        table = arrow_file(pa.memory_map(path)).read_all()
         return table, [0, table.num_rows]
     file = parquet_file(RemotePath(path) if is_url(path) else path)
     sizes = (file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
