@@ -174,7 +174,7 @@ def _lock(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock_open_file(descriptor)
+            lock_open_file(descriptor)
             # Who held it may have removed the file between our opening and locking it: then this lock guards nothing.
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.close(descriptor)
@@ -194,7 +194,7 @@ def _lock(path: Path) -> int:
         return descriptor
 
 
-def _lock_open_file(descriptor: int):
+def lock_open_file(descriptor: int):
     """Locks a file until it is closed, however the process ends.
 
     Raises:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from ..checkpoint import finished_file
 from ..data.growing_lines import append
 from ..data.shards import ShardLost, fetch, file_name, is_remote, size_of
 from .windows import FAILED, HERE, Failure, ShardPlan, Window
@@ -95,8 +96,8 @@ class FetchAhead(threading.Thread):
             self._fail(Failure(reason=reason, of_data=isinstance(error, ValueError)))
 
     def _fail(self, failure: Failure):
-        with suppress(OSError):  # of a folder that is gone
-            (self.folder / FAILED).write_text(failure.model_dump_json(), encoding="utf-8")
+        with suppress(OSError), finished_file(self.folder / FAILED) as temporary:  # the folder may be gone
+            temporary.write_text(failure.model_dump_json(), encoding="utf-8")
 
     def _wanted(self) -> bool:
         """Waits until another window is wanted, and removes what is used up meanwhile; `False` when none ever is."""

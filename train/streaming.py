@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -23,12 +24,24 @@ from ..data.readers import DataSource, as_source
 from ..data.rows import Row
 from ..data.shards import list_shards
 from .distributed import from_all, from_first, processes_here
+from .fetch_process import FetchProcess, fetched_by
 from .fetching import FetchAhead, fetch_window, window_folder
 from .recipe import Recipe
 from .selection import CocoTwins, not_in
 from .sources import BadPictures, SourceData
 from .window_rows import StreamedGroups, WindowRows
-from .windows import LEDGER, ShardPlan, StreamOrder, Window, Windows, begin_at, read_ledger
+from .windows import (
+    ALIVE,
+    LEDGER,
+    LOOKS,
+    ShardPlan,
+    StreamOrder,
+    Window,
+    Windows,
+    are_being_made,
+    begin_at,
+    read_ledger,
+)
 
 BAD_ROWS = "bad_rows.jsonl"
 FIRST = 0  # the window that a run looks at before anything is learnt, and validates with
@@ -119,7 +132,7 @@ class Stream:
         excluded = {each for ids in self._excluded.values() for each in ids}
         named = [replace(source, name=source.title) for source in sources]
         self.rows = WindowRows(plan, self.folder, named, recipe, twins, excluded)
-        self._ahead: FetchAhead | None = None
+        self._ahead: FetchAhead | FetchProcess | None = None
         self._entered = -1
 
     def _done_by(self, mine: bool, work: Callable[[], Any]) -> Any:
@@ -137,6 +150,9 @@ class Stream:
 
     def _empty_folder(self):
         self._held.enter_context(locked_folder(self.folder))
+        while are_being_made(self.folder):  # for a run that was killed a moment ago
+            time.sleep(LOOKS)
+        (self.folder / ALIVE).unlink(missing_ok=True)
         for leftover in self.folder.iterdir():  # of a run that was killed
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -196,7 +212,7 @@ class Stream:
         per_step = self.recipe.pictures_per_step
         begin, before = begin_at(step * per_step, self.ledger, len(self.rows.sources))
         if self.state.is_local_main_process:
-            self._ahead = FetchAhead(
+            ahead = FetchAhead(
                 self.rows.plan,
                 self.folder,
                 self._index,
@@ -211,6 +227,7 @@ class Stream:
                 skip_lost=self.recipe.on_bad_row == "skip",
                 ready={FIRST: self.lost},
             )
+            self._ahead = fetched_by(ahead)
             self._ahead.start()
 
     def order(self, steps_per_epoch: int) -> StreamOrder:
@@ -223,7 +240,7 @@ class Stream:
         return [StreamedGroups(self.windows, self.rows, number) for number in range(len(self.rows.sources))]
 
     def _index(self, number: int, lost: dict[str, str]) -> tuple[list[int], str]:
-        """In the thread that fetches: the first process of all lists what is left out, once in the life of a run."""
+        """Where windows are fetched: the first process of all lists what is left out, once in the life of a run."""
         if not self.state.is_main_process or number in self.ledger:
             return self.rows.index(number, lost)
         for reason in lost.values():

@@ -6,19 +6,27 @@ all windows, and a step takes the next ones, from two windows where one ends ins
 """
 
 import hashlib
+import os
 import time
 from bisect import bisect_right
+from contextlib import suppress
 from os.path import commonprefix
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
 
+from ..checkpoint import lock_open_file
 from ..data.growing_lines import read_back
 from .order import KIND, SampleOrder
 
 LEDGER = "stream.jsonl"  # beside the checkpoints of a run
 HERE = "windows.jsonl"  # in the folder of a machine's windows
 FAILED = "failed.json"
+ALIVE = ".fetching"  # locked for as long as the process lives that makes the windows, where that is one of its own
+KILLED = (
+    "The process that fetches the stream was killed, perhaps for want of memory. Begin the command again: it goes on "
+    "from the newest checkpoint."
+)
 LOOKS = 0.05  # seconds between looks for a window that is being made
 
 
@@ -170,14 +178,21 @@ class Windows:
 
     def _find(self, reaches, start, number: int) -> Window:
         while not (self._known and reaches(self._known[-1])):
-            failed = self.folder / FAILED
-            is_over = failed.is_file()  # asked before the file is read: what was made before the failure counts
+            over = self._over()  # asked before the file is read: what was made before the end counts
             if not self._refresh():
-                if is_over:
-                    raise Failure.model_validate_json(failed.read_bytes()).error()
+                if over is not None:
+                    raise over.error()
                 time.sleep(LOOKS)
         # Windows without a group of a source begin where the next one does: the last of them that begins there has it.
         return self._known[bisect_right(self._known, number, key=start) - 1]
+
+    def _over(self) -> Failure | None:
+        """Why no further window comes, if none does."""
+        with suppress(FileNotFoundError):
+            return Failure.model_validate_json((self.folder / FAILED).read_bytes())
+        if not (self.folder / ALIVE).exists() or are_being_made(self.folder):
+            return None
+        return Failure(reason=KILLED, of_data=False)
 
     def _refresh(self) -> bool:
         """Reads what was added to the file; `False` where nothing was."""
@@ -194,6 +209,21 @@ class Windows:
 
 
 _WINDOW = TypeAdapter(Window)
+
+
+def are_being_made(folder: Path) -> bool:
+    """Whether a process lives that makes the windows of a machine, where that is one of its own."""
+    try:
+        descriptor = os.open(folder / ALIVE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        lock_open_file(descriptor)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 class StreamOrder:

@@ -20,10 +20,10 @@ def ahead(workers: int) -> dict[str, Any]:
     """
     if not workers:
         return {"num_workers": 0}
-    return {"num_workers": workers, "prefetch_factor": TASKS_AHEAD, "worker_init_fn": _end_with_parent}
+    return {"num_workers": workers, "prefetch_factor": TASKS_AHEAD, "worker_init_fn": end_with_parent}
 
 
-def _end_with_parent(number: int):
+def end_with_parent(number: int = 0):
     """In a worker: ends it soon after the process that it works for. torch's own watch lets a worker leave, but it
     waits for ever then to hand on a step that nobody reads."""
     parent = os.getppid()
@@ -47,8 +47,13 @@ def spare_workers(device: torch.device, processes: int) -> int:
         device: What the model runs on.
         processes: Processes of this group on this machine.
     """
-    start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if start != "fork":
+    if not processes_are_forks():
         return 0
     spare = len(os.sched_getaffinity(0)) // processes - 1
     return max(0, min(spare, 1 if device.type == "cpu" else MOST_WORKERS))
+
+
+def processes_are_forks() -> bool:
+    """Whether a process that Python starts goes on from where this one is, with all that it has loaded."""
+    start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return start == "fork"

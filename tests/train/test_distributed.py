@@ -503,15 +503,17 @@ class Life:
         self.process.join(300)
 
     def _live(self):
+        self.own = os.getpid()  # what it forks ends with it
         sys.addaudithook(self._watch)
         self.run(self.output)
 
     def _watch(self, event: str, arguments: tuple):
         # Between two such operations nothing on the disk changes but the content of a file that is being written.
         if arguments and str(arguments[0]).startswith(str(self.output)):
-            self.operations.value += 1
-            if self.operations.value == self.last:
-                os.kill(os.getpid(), signal.SIGKILL)
+            with self.operations.get_lock():  # a stream's windows are made by another process
+                self.operations.value += 1
+                if self.operations.value == self.last:
+                    os.kill(self.own, signal.SIGKILL)
 
 
 @fresh_process

@@ -2,8 +2,12 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import tarfile
+import threading
 from collections import Counter
 
 import fsspec
@@ -14,7 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jminigpt4 import DEMO
 from jminigpt4.checkpoint import read_projection
 from jminigpt4.data import shards as shards_module
-from jminigpt4.train import engine
+from jminigpt4.data.growing_lines import append
+from jminigpt4.train import engine, streaming
 from jminigpt4.train.engine import _prepare, dry_run, train
 from jminigpt4.train.recipe import Recipe
 from jminigpt4.train.windows import LEDGER, read_ledger
@@ -173,13 +178,13 @@ def test_bad_rows_of_all_windows_are_listed_once(run, memory, tmp_path):
         run("strict", data={"path": "memory://q/*.jsonl", "stream": True}, recipe=recipe.with_(on_bad_row="raise"))
 
 
-def test_a_lost_shard_is_said_and_what_was_lost_stays_lost(run, memory, draw, tmp_path, capsys):
+def test_a_lost_shard_is_said_and_what_was_lost_stays_lost(run, memory, draw, tmp_path, capfd):
     memory.rm("/cc/2.tar")
     with pytest.raises(OSError, match=r"cc/2.tar cannot be fetched: it is not there.*on_bad_row"):
         run("strict")
     recipe = RECIPE.with_(on_bad_row="skip")
     run(recipe=recipe, max_steps=7)
-    assert "".join(capsys.readouterr()).count("cc/2.tar cannot be fetched") == 1
+    assert "".join(capfd.readouterr()).count("cc/2.tar cannot be fetched") == 1
     memory.pipe("/cc/2.tar", tar(draw, 2))
     assert run(recipe=recipe, max_steps=8).steps == 8
     lost = [window.number for window in read_ledger(tmp_path / "run").values() if window.lost]
@@ -236,16 +241,45 @@ def test_another_listing_is_another_run(run):
     assert run(max_steps=3).steps == 3
 
 
-def test_no_more_is_fetched_than_a_run_needs(run, memory, monkeypatch):
-    seen, get = [], MemoryFileSystem.get_file
+def test_no_more_is_fetched_than_a_run_needs(run, memory, monkeypatch, tmp_path):
+    get = MemoryFileSystem.get_file
 
     def noted(self, rpath, lpath, **options):
-        seen.append(rpath)
+        append(tmp_path / "seen.jsonl", [rpath])
         get(self, rpath, lpath, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", noted)
     run(max_steps=3)
-    assert len(seen) == 4  # three steps are in two windows
+    assert len((tmp_path / "seen.jsonl").read_text().splitlines()) == 4  # three steps are in two windows
+
+
+def test_no_process_is_forked_from_one_that_fetches(run, monkeypatch):
+    """A fork keeps the locks of threads that it does not have."""
+    threads, start = [], multiprocessing.process.BaseProcess.start
+
+    def noted(self):
+        threads.append({thread.name for thread in threading.enumerate()})
+        start(self)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", noted)
+    run(recipe=RECIPE.with_(validation=0.2), workers=1)
+    assert len(threads) > 3 and not any(name.startswith("stream") for names in threads for name in names)
+
+
+def test_a_run_whose_fetching_is_killed_says_so_and_goes_on_when_begun_again(run, monkeypatch):
+    """As the kernel does where memory is short."""
+    index = streaming.WindowRows.index
+
+    def killed(self, number, lost, **options):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index(self, number, lost, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(streaming.WindowRows, "index", killed)
+        with pytest.raises((OSError, RuntimeError), match="The process that fetches the stream was killed"):
+            run(workers=0)
+    assert run().steps == 16
 
 
 def test_the_verbs_know_streams(memory, draw, tmp_path, monkeypatch, capsys):
