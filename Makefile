@@ -8,7 +8,7 @@ check:  ## everything the gate asks for, beside the tests
 	ruff format --check .
 	@# Relative imports of the root are resolved under the package's name, whatever this folder is called.
 	named=$$(mktemp -d) && ln -s "$(CURDIR)" "$$named/jminigpt4" && ty check --project "$$named/jminigpt4"
-	mlinter configuration_jminigpt4.py modeling_jminigpt4.py processing_jminigpt4.py
+	mlinter configuration_jminigpt4.py modeling_jminigpt4.py image_processing_jminigpt4.py processing_jminigpt4.py
 
 format:  ## put the code in order
 	ruff check --fix .

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_jminigpt4 import JMiniGPT4Config
+    from .image_processing_jminigpt4 import JMiniGPT4ImageProcessor
     from .modeling_jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4Model
-    from .processing_jminigpt4 import JMiniGPT4ImageProcessor, JMiniGPT4Processor
+    from .processing_jminigpt4 import JMiniGPT4Processor
 
 __version__ = "0.1.0"
 
@@ -37,7 +38,8 @@ def register():
     """Registers the model's classes with transformers' Auto classes. Importing the package does it, except in the
     programs `jminigpt4` and `llm`, where a verb or a model does it once it is called."""
     transformers = import_module("transformers")
-    modules = [import_module(f".{kind}_jminigpt4", __name__) for kind in ("configuration", "modeling", "processing")]
+    kinds = ("configuration", "modeling", "image_processing", "processing")
+    modules = [import_module(f".{kind}_jminigpt4", __name__) for kind in kinds]
     globals().update({name: getattr(module, name) for module in modules for name in __all__ if hasattr(module, name)})
     config, model = JMiniGPT4Config, JMiniGPT4ForConditionalGeneration
     # Two registrations each: one finds the class when a folder is loaded, the other copies its file when one is saved.

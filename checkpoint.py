@@ -32,6 +32,10 @@ SCORES = "scores.json"  # written by `evaluate`, read by the model card
 SIGNATURE, AIBOM = "model.sig", "aibom.cdx.json"  # written by `convert` and `publish`
 HUB_RESULTS = "eval_results"  # key of it: entries of the Hub's form
 RESULTS = ".eval_results/"  # the Hub's own form of scores
+# The code that a checkpoint takes along.
+CODE_FILES = tuple(
+    f"{part}_jminigpt4.py" for part in ("configuration", "image_processing", "language", "modeling", "processing")
+)
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 64 * 2**20
 # What the Hub's own programs leave beside a checkpoint; the manifest does not list it and nothing reads it.

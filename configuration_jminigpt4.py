@@ -29,7 +29,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_jminigpt4.JMiniGPT4ForConditionalGeneration",
     "AutoProcessor": "processing_jminigpt4.JMiniGPT4Processor",
-    "AutoImageProcessor": "processing_jminigpt4.JMiniGPT4ImageProcessor",
+    "AutoImageProcessor": "image_processing_jminigpt4.JMiniGPT4ImageProcessor",
 }
 
 # rinna/japanese-gpt-neox-3.6b, config.json. Two of its values differ from the defaults of `GPTNeoXConfig` in ways

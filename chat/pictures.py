@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..processing_jminigpt4 import open_picture
+from ..image_processing_jminigpt4 import open_picture
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from PIL import Image
 
 from .. import DEMO
 from ..extras import install_command
+from ..image_processing_jminigpt4 import reads_heic
 from ..inference.answering import MAX_NEW_TOKENS
-from ..processing_jminigpt4 import reads_heic
 from .page_texts import TRANSLATIONS, head
 from .pictures import PictureLimits, open_bytes
 from .session import ChatSession

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoint import finished_folder, remove_unfinished, write_manifest
+from ..checkpoint import CODE_FILES, finished_folder, remove_unfinished, write_manifest
 from .account import Account, trained_projection
 from .card import write_card
 from .checks import new_path
@@ -24,8 +24,6 @@ from .progress import progress_bar
 from .proof import Proof, prove
 from .sources import JMINIGPT4, PROJECTION_FILE, Source, open_checkpoint
 from .writing import SHARD_BYTES, write_sharded
-
-CODE_FILES = tuple(f"{name}_jminigpt4.py" for name in ("configuration", "language", "modeling", "processing"))
 
 Spec = str | os.PathLike
 

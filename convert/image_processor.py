@@ -7,7 +7,7 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..configuration_jminigpt4 import JMiniGPT4Config
-from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
+from ..image_processing_jminigpt4 import JMiniGPT4ImageProcessor
 from .sources import JMINIGPT4, STOCK_VISION, Source
 
 

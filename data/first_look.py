@@ -95,7 +95,7 @@ def _refuse_missing(looked_for: list[Picture], title: str, every: int, most: flo
 
 
 def _fault(picture: Picture) -> str:
-    from ..processing_jminigpt4 import open_picture
+    from ..image_processing_jminigpt4 import open_picture
 
     try:
         open_picture(picture.read(), picture.name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
+from ..image_processing_jminigpt4 import JMiniGPT4ImageProcessor
 
 
 def data_address(kind: str, content: bytes) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from ..processing_jminigpt4 import JMiniGPT4ImageProcessor
+from ..image_processing_jminigpt4 import JMiniGPT4ImageProcessor
 from .data_address import data_address, image_address
 
 KEY = "OPENAI_API_KEY"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jminigpt4 import processing_jminigpt4
-from jminigpt4.processing_jminigpt4 import JMiniGPT4ImageProcessor, open_picture
+from jminigpt4 import image_processing_jminigpt4
+from jminigpt4.image_processing_jminigpt4 import JMiniGPT4ImageProcessor, open_picture
 
 
 def box(kind: bytes, content: bytes) -> bytes:
@@ -27,7 +27,7 @@ def box(kind: bytes, content: bytes) -> bytes:
     ],
 )
 def test_without_pillow_heif_it_is_named(brands, monkeypatch):
-    monkeypatch.setattr(processing_jminigpt4, "reads_heic", lambda: False)
+    monkeypatch.setattr(image_processing_jminigpt4, "reads_heic", lambda: False)
     with pytest.raises(ValueError) as raised:
         open_picture(box(b"ftyp", brands) + bytes(100), "IMG_0001.HEIC")
     assert str(raised.value) == ("IMG_0001.HEIC is an HEIC picture: pip install pillow-heif, or save it as JPEG.")
@@ -35,7 +35,7 @@ def test_without_pillow_heif_it_is_named(brands, monkeypatch):
 
 @pytest.mark.parametrize("brands", [b"avif\0\0\0\0avifmif1miaf", b"mp42\0\0\0\0isommp42", b"M4A \0\0\0\0"])
 def test_other_media_files_are_not_taken_for_it(brands, monkeypatch):
-    monkeypatch.setattr(processing_jminigpt4, "reads_heic", lambda: False)
+    monkeypatch.setattr(image_processing_jminigpt4, "reads_heic", lambda: False)
     with pytest.raises(ValueError, match="is not a picture of a known format"):
         open_picture(box(b"ftyp", brands) + bytes(100), "a")
 

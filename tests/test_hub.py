@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
+from jminigpt4.checkpoint import CODE_FILES
+
 PROGRAM = """
     import importlib.util, json, sys
     from pathlib import Path
@@ -100,6 +102,7 @@ def test_folder_is_complete(folder):
         "config.json",
         "configuration_jminigpt4.py",
         "generation_config.json",
+        "image_processing_jminigpt4.py",
         "language_jminigpt4.py",
         "model.safetensors",
         "modeling_jminigpt4.py",
@@ -122,10 +125,10 @@ def test_folder_is_complete(folder):
 
 def test_hub_files_need_nothing_but_transformers_torch_and_pillow(folder):
     allowed = {"torch", "transformers", "PIL", "numpy", "huggingface_hub"}
-    for name in ("configuration", "language", "modeling", "processing"):
-        path = folder / f"{name}_jminigpt4.py"
-        assert set(get_imports(path)) <= allowed | set(sys.stdlib_module_names)
-        assert set(get_relative_imports(path)) <= {"configuration_jminigpt4", "language_jminigpt4"}
+    taken = {"configuration_jminigpt4", "image_processing_jminigpt4", "language_jminigpt4"}
+    for name in CODE_FILES:
+        assert set(get_imports(folder / name)) <= allowed | set(sys.stdlib_module_names)
+        assert set(get_relative_imports(folder / name)) <= taken
 
 
 @pytest.mark.parametrize("reader", ["stranger", "friend"])

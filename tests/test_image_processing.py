@@ -401,7 +401,7 @@ def test_large_pictures_are_converted_in_bands(image_processor, monkeypatch):
     pictures = [Image.fromarray(noise(40, 30, 4)), Image.fromarray(noise(40, 30, 4)).quantize()]
     pictures += [Image.fromarray(noise(40, 30, dtype=np.uint16, high=65536)), Image.fromarray(noise(40, 30, 2), "LA")]
     whole = [image_processor.to_rgb(picture) for picture in pictures]
-    monkeypatch.setattr("jminigpt4.processing_jminigpt4._BAND", 100)
+    monkeypatch.setattr("jminigpt4.image_processing_jminigpt4._BAND", 100)
     for picture, expected in zip(pictures, whole, strict=True):
         assert image_processor.to_rgb(picture).tobytes() == expected.tobytes()
 

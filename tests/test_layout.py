@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import jminigpt4
+from jminigpt4.checkpoint import CODE_FILES
 
 ROOT = Path(jminigpt4.__file__).parent
 ROOMS = ("convert", "train", "refine", "chat", "evaluate")
-HALL = ("configuration_jminigpt4", "language_jminigpt4", "modeling_jminigpt4", "processing_jminigpt4")
+HALL = tuple(name.removesuffix(".py") for name in CODE_FILES)
 # What the code of each place may take from this package besides its own folder. The root package is the hall's face.
 ALLOWED = {room: {"data", "inference", "checkpoint", "extras", "japanese_text", "schema", "", *HALL} for room in ROOMS}
 ALLOWED |= {place: {"checkpoint", "extras", "schema", "", *HALL} for place in ("data", "inference")}

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..checkpoint import (
+    CODE_FILES,
     MANIFEST,
     finished_folder,
     of_one_state,
@@ -24,7 +25,6 @@ from .recipe import Recipe
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 # Loaders take `model.safetensors` without looking for an index, and read the files of an index in the order of names.
 FROZEN, SHARD = "model-frozen.safetensors", "model-projection.safetensors"
-CODE = ("configuration_jminigpt4.py", "language_jminigpt4.py", "modeling_jminigpt4.py", "processing_jminigpt4.py")
 
 
 def check_exportable(base: str | os.PathLike, recipe: Recipe):
@@ -143,7 +143,7 @@ def _write_architecture(folder: Path, projector_hidden_act: str | None):
     if projector_hidden_act is not None:
         values["projector_hidden_act"] = projector_hidden_act
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name in CODE:
+    for name in CODE_FILES:
         if (folder / name).is_file():
             code = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
             own = (folder / name).read_text(encoding="utf-8").partition("\n__all__ = [")[2].partition("]\n")[2]

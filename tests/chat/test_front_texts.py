@@ -51,7 +51,7 @@ def refusals() -> set[str]:
     found = set()
     for name in FRONT_ENDS:
         found |= set(raised(ast.parse((PACKAGE / "chat" / f"{name}.py").read_text(encoding="utf-8"))))
-    hub_file = ast.parse((PACKAGE / "processing_jminigpt4.py").read_text(encoding="utf-8"))
+    hub_file = ast.parse((PACKAGE / "image_processing_jminigpt4.py").read_text(encoding="utf-8"))
     for node in ast.walk(hub_file):
         if isinstance(node, ast.FunctionDef) and node.name in OF_PICTURES:
             found |= set(raised(node))

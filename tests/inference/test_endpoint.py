@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jminigpt4.image_processing_jminigpt4 import JMiniGPT4ImageProcessor
 from jminigpt4.inference.endpoint import ATTEMPTS, Endpoint, RefusedRequest, image_part
-from jminigpt4.processing_jminigpt4 import JMiniGPT4ImageProcessor
 
 ASKED = [{"role": "user", "content": "何ですか?"}]
 

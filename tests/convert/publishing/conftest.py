@@ -21,9 +21,8 @@ from huggingface_hub.utils import _http
 from huggingface_hub.utils.sha import git_hash
 
 from jminigpt4 import JMiniGPT4Processor
-from jminigpt4.checkpoint import write_manifest
+from jminigpt4.checkpoint import CODE_FILES, write_manifest
 from jminigpt4.convert.account import Account
-from jminigpt4.convert.assembly import CODE_FILES
 from jminigpt4.convert.card import write_card
 
 
