@@ -34,7 +34,8 @@ HUB_RESULTS = "eval_results"  # key of it: entries of the Hub's form
 RESULTS = ".eval_results/"  # the Hub's own form of scores
 # The code that a checkpoint takes along.
 CODE_FILES = tuple(
-    f"{part}_jminigpt4.py" for part in ("configuration", "image_processing", "language", "modeling", "processing")
+    f"{part}_jminigpt4.py"
+    for part in ("configuration", "image_processing", "language", "modeling", "processing", "vision")
 )
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 64 * 2**20

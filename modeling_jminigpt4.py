@@ -33,7 +33,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 19
         "Remedy: pip install -U 'transformers>=5.19,<6'"
     )
 
-from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel, GenerationMixin, PreTrainedModel
+from transformers import Blip2QFormerModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -49,6 +49,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_jminigpt4 import JMiniGPT4Config
 from .language_jminigpt4 import BASE_OUTPUTS, CACHE_NAME, Family, model_without_head
+from .vision_jminigpt4 import JMiniGPT4VisionNorm, as_places, encode, image_encoder
 
 # exp of minus it is zero in float32, at temperatures up to 1.9 as well, and its square is finite in float16.
 IMAGE_TOKEN_BELOW_MAXIMUM = 200.0
@@ -133,6 +134,8 @@ class JMiniGPT4PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, JMiniGPT4Model):
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, JMiniGPT4VisionNorm) and module.position_embeddings is not None:
+            init.normal_(module.position_embeddings, mean=0.0, std=self.config.initializer_range)
 
 
 class JMiniGPT4MultiModalProjector(nn.Module):
@@ -158,17 +161,8 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         qformer_config: Any = config.qformer_config
         if "flash" in (qformer_config._attn_implementation or ""):
             qformer_config._attn_implementation = "sdpa"
-        encoder_size = config.qformer_config.encoder_hidden_size
-        # CODEPATH: EVA ViT-g of BLIP-2 (rinna's and MiniGPT-4's checkpoints) here; the demo's EfficientNet-Lite2 and
-        # any other timm model below.
-        if config.vision_config.model_type == "blip_2_vision_model":
-            self.vision_model = Blip2VisionModel._from_config(config.vision_config)
-            # The encoder's own last norm is LAVIS's `ln_vision`; it must not inherit the epsilon of the blocks.
-            self.vision_model.post_layernorm.eps = config.vision_layernorm_eps
-            self.vision_layernorm = nn.Identity()
-        else:
-            self.vision_model = AutoModel.from_config(config.vision_config)
-            self.vision_layernorm = nn.LayerNorm(encoder_size, eps=config.vision_layernorm_eps, dtype=torch.float32)
+        self.vision_model, self.vision_layernorm = image_encoder(config)
+        if isinstance(self.vision_layernorm, nn.LayerNorm):
             self._keep_in_fp32_modules_strict = [*(self._keep_in_fp32_modules_strict or ()), "vision_layernorm"]
         queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size, dtype=torch.float32)
         self.query_tokens = nn.Parameter(queries)
@@ -233,8 +227,8 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
         parts = (self.vision_model, self.vision_layernorm, self.qformer)
         learns = self.query_tokens.requires_grad or any(p.requires_grad for part in parts for p in part.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            encoded = self._encode(pixel_values, interpolate_pos_encoding, **kwargs)
-            image_embeds = self.vision_layernorm(self._as_tokens(encoded.last_hidden_state))
+            encoded = encode(self.vision_model, self.config, pixel_values, interpolate_pos_encoding, **kwargs)
+            image_embeds = self.vision_layernorm(as_places(encoded, self.config))
             image_embeds = image_embeds.to(self.query_tokens.dtype)
             query_embeds = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
             query_outputs = self.qformer(
@@ -245,27 +239,6 @@ class JMiniGPT4Model(JMiniGPT4PreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-
-    def _encode(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs) -> Any:
-        if not isinstance(self.vision_model, Blip2VisionModel):
-            return self.vision_model(pixel_values, do_pooling=False, return_dict=True)
-        size = self.config.vision_config.image_size
-        # The stock encoder cuts the position embeddings of a smaller picture without a word.
-        if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != (size, size):
-            raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])} but the image encoder expects {(size, size)}: "
-                "set the image processor's `size`, or pass `interpolate_pos_encoding=True`."
-            )
-        return self.vision_model(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-
-    def _as_tokens(self, features: torch.Tensor) -> torch.Tensor:
-        """`(n, tokens, channels)` as it is; a timm feature map, either layout, flattened to it row by row."""
-        if features.ndim == 3:
-            return features
-        channels_last = features.shape[-1] == self.config.qformer_config.encoder_hidden_size
-        return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     @can_return_tuple
     @auto_docstring(custom_intro="Pictures, or query features computed before, to embeddings of the language model.")

@@ -63,7 +63,9 @@ def assemble(
             width), `model.safetensors` (or shards and their index) with the tensors of a `Blip2QFormerModel`, with or
             without `qformer.` before each name, `query_tokens` of shape `(1, num_query_tokens, hidden_size)`, and, if
             there is one, `vision_layernorm.weight` and `vision_layernorm.bias` of shape `(encoder_hidden_size,)`, the
-            norm between the image encoder and it (else ones and zeros). By default it comes from `vision`.
+            norm between the image encoder and it (else ones and zeros). For a convolutional encoder of timm it may
+            state `vision_early_layers` in `config.json` and hold `vision_layernorm.position_embeddings` of shape `(1,
+            places, encoder_hidden_size)`; see [`JMiniGPT4Config`]. By default it comes from `vision`.
         projection: rinna's `checkpoint.pth`, MiniGPT-4's `pretrained_minigpt4*.pth`, a `projection.safetensors`, a
             BLIP-2 folder or a checkpoint of this package; a fresh layer by default.
         prompt_format: Name of a format (see [`jminigpt4.convert.formats`]), `"own"` for the language model's own chat

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -18,11 +19,13 @@ class Part:
     Attributes:
         tensors: Name in the checkpoint to be written, to what reads the tensor.
         notes: What the user should know, one sentence each.
+        places: Of a Q-Former: what the configuration of the model says of the places that it looks at.
     """
 
     config: PreTrainedConfig
     tensors: dict[str, Read]
     notes: list[str] = field(default_factory=list)
+    places: dict[str, Any] = field(default_factory=dict)
 
 
 def attention_heads(given: int | None, known: dict[int, int], width: int, argument: str, source: Source) -> int:

@@ -150,6 +150,7 @@ def _config(vision: Part, qformer: Part, language: Part, image_token_id: int, dt
         lm_head_bias="lm_head.bias" in language.tensors,
         dtype=str(dtype).removeprefix("torch."),
         architectures=[JMiniGPT4ForConditionalGeneration.__name__],
+        **qformer.places,
     )
 
 
@@ -157,8 +158,11 @@ def _empty_model(config: JMiniGPT4Config) -> JMiniGPT4ForConditionalGeneration:
     """The model without memory: it knows the names and shapes of all its tensors."""
     with torch.device("meta"):
         model = JMiniGPT4ForConditionalGeneration(config)
-    width = getattr(getattr(model.model.vision_model, "timm_model", None), "num_features", None)
+    timm_model = getattr(model.model.vision_model, "timm_model", None)
+    width = getattr(timm_model, "num_features", None)
     expected = config.qformer_config.encoder_hidden_size
+    if width is not None and config.vision_early_layers:
+        width += sum(timm_model.feature_info[layer]["num_chs"] for layer in config.vision_early_layers)
     if width is not None and width != expected:
         raise ValueError(
             f"The image encoder {config.vision_config.architecture} gives features of {width} channels, but the "

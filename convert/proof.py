@@ -154,6 +154,12 @@ def _computed(
     return captured
 
 
+def _around_norm(model: Any, given: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+    if not model.config.vision_early_layers:
+        return {"layer norm": output}
+    return {"early layers": given[..., model.model.vision_model.timm_model.num_features :], "layer norm": output}
+
+
 def _capture(model: Any, captured: dict[str, torch.Tensor]) -> list[Any]:
     """Keeps what passes between the parts of the model: the first block, the encoder before its norm, the norm."""
     vision = model.model.vision_model
@@ -174,5 +180,5 @@ def _capture(model: Any, captured: dict[str, torch.Tensor]) -> list[Any]:
     norm = model.model.vision_layernorm
     return [
         vision.register_forward_hook(lambda _, __, output: keep("image encoder", output.last_hidden_state)),
-        norm.register_forward_hook(lambda _, __, output: keep("layer norm", output)),
+        norm.register_forward_hook(lambda _, given, output: captured.update(_around_norm(model, given[0], output))),
     ]

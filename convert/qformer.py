@@ -16,6 +16,7 @@ from .sources import BLIP2, JMINIGPT4, LAVIS, QFORMER, Source
 
 # BERT's. Early configurations of the Hub's BLIP-2 say otherwise (LAVIS#418).
 EPS = 1e-12
+POSITIONS = "position_embeddings"  # of the layer norm, where the image encoder has none
 # Attention heads cannot be read off the weights. Known by width: BERT-base.
 QFORMER_HEADS = {768: 12}
 
@@ -39,8 +40,9 @@ def qformer_part(source: Source, vision: PreTrainedConfig, heads: int | None = N
     part = _lavis(source, heads) if source.layout is LAVIS else readers[source.layout](source)
     stock = vision.model_type == "blip_2_vision_model"
     target = "model.vision_model.post_layernorm" if stock else "model.vision_layernorm"
-    for kind in ("weight", "bias"):
-        part.tensors[f"{target}.{kind}"] = part.tensors.pop(f"layernorm.{kind}")
+    for kind in ("weight", "bias", POSITIONS):
+        if read := part.tensors.pop(f"layernorm.{kind}", None):
+            part.tensors[f"{target}.{kind}"] = read
     width = getattr(vision, "hidden_size", None)  # of timm's encoders it is seen when the model is built
     if width is not None and width != part.config.encoder_hidden_size:
         raise ValueError(
@@ -136,7 +138,13 @@ def _folder(source: Source) -> Part:
     size = config.encoder_hidden_size
     tensors.setdefault("layernorm.weight", lambda: torch.ones(size))
     tensors.setdefault("layernorm.bias", lambda: torch.zeros(size))
-    return Part(config, tensors)
+    return Part(config, tensors, places=_places(source, f"vision_layernorm.{POSITIONS}"))
+
+
+def _places(source: Source, positions: str) -> dict[str, Any]:
+    """What a Q-Former looks at beside the last feature map, as the configuration of the model says it."""
+    count = source.weights.shape(positions, 3)[1] if positions in source.weights else 0
+    return {"vision_early_layers": source.config.get("vision_early_layers"), "num_vision_positions": count}
 
 
 def _jminigpt4(source: Source) -> Part:
@@ -146,5 +154,7 @@ def _jminigpt4(source: Source) -> Part:
     layernorm = "model.vision_model.post_layernorm" if stock else "model.vision_layernorm"
     for kind in ("weight", "bias"):
         tensors[f"layernorm.{kind}"] = weights.take(f"{layernorm}.{kind}")
+    if (positions := f"{layernorm}.{POSITIONS}") in weights:
+        tensors[f"layernorm.{POSITIONS}"] = weights.take(positions)
     config: Any = JMiniGPT4Config.from_dict(source.config)
-    return Part(config.qformer_config, tensors)
+    return Part(config.qformer_config, tensors, places=_places(source, positions))

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionMod
 from .originals import NORM_EPS, eva_blocks, lavis_qformer, ln_vision, prepared_picture
 from .plan import ConversionPlan, kept_in_float32
 from .projection import PROJECTION_NAMES
+from .qformer import POSITIONS
 from .sources import BLIP2, BLIP2_VISION, EVA, JMINIGPT4, LAVIS, QFORMER, STOCK_VISION, Source
 from .stock_vision import stock_class
 
@@ -51,7 +52,7 @@ def source_outputs(plan: ConversionPlan, pictures: list[Image.Image]) -> SourceO
     )
     input_ids = torch.tensor(inputs["input_ids"])
     stages = _vision_of(plan, pixel_values)
-    stages |= _qformer_of(plan, stages["image encoder"])
+    stages |= _qformer_of(plan, stages)
     stages |= _projection_of(plan.sources.get("projection"), stages["Q-Former"])
     stages |= _language_of(plan, input_ids, stages.get("projection"))
     return SourceOutputs(pictures, pixel_values, input_ids, stages)
@@ -134,7 +135,12 @@ def _vision_of(plan: ConversionPlan, pixel_values: torch.Tensor) -> dict[str, to
         return {"image encoder": _stock_encoder(source, vision, weights)(pixel_values).last_hidden_state}
     prefix = "model.vision_model.timm_model." if source.layout is JMINIGPT4 else "timm_model."
     encoder = _load(_timm_encoder(vision), weights, prefix)
-    return {"image encoder": encoder.forward_features(pixel_values)}
+    last = encoder.forward_features(pixel_values)
+    if not plan.config.vision_early_layers:
+        return {"image encoder": last}
+    early = encoder.forward_intermediates(pixel_values, plan.config.vision_early_layers, intermediates_only=True)
+    averaged = [F.interpolate(each, last.shape[-2:], mode="area").flatten(2).transpose(1, 2) for each in early]
+    return {"image encoder": last, "early layers": torch.cat(averaged, -1)}
 
 
 def _stock_encoder(source: Source, vision: Any, weights: _Rounded) -> Any:
@@ -161,13 +167,16 @@ def _load(module: torch.nn.Module, weights: _Rounded, prefix: str) -> Any:
     return module.float().eval()
 
 
-def _qformer_of(plan: ConversionPlan, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Layer norm and Q-Former of the source on the features of its image encoder."""
+def _qformer_of(plan: ConversionPlan, vision: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Layer norm and Q-Former of the source on what its image encoder gives."""
+    features, early = vision["image encoder"], vision.get("early layers")
     source = plan.sources["qformer"]
     config: Any = plan.config
     if features.ndim == 4:
-        last = features.shape[-1] == config.qformer_config.encoder_hidden_size
-        features = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
+        width = config.qformer_config.encoder_hidden_size - (0 if early is None else early.shape[-1])
+        features = features.flatten(1, 2) if features.shape[-1] == width else features.flatten(2).transpose(1, 2)
+    if early is not None:
+        features = torch.cat([features, early], -1)
     # BLIP-2's norm is a part of its image encoder in transformers, and has its dtype there.
     stock = config.vision_config.model_type == "blip_2_vision_model"
     norm, weights = _Rounded(source, dtype_of(plan) if stock else torch.float32), _Rounded(source, torch.float32)
@@ -182,6 +191,8 @@ def _qformer_of(plan: ConversionPlan, features: torch.Tensor) -> dict[str, torch
     name = next((name for name in names if f"{name}.weight" in norm), None)
     affine = [norm.read(f"{name}.{kind}") for kind in ("weight", "bias")] if name else [None, None]
     image_embeds = F.layer_norm(features, features.shape[-1:], *affine, NORM_EPS)
+    if name and (positions := f"{name}.{POSITIONS}") in norm:
+        image_embeds = image_embeds + norm.read(positions)
     qformer = _load(Blip2QFormerModel(config.qformer_config), weights, f"{prefix}qformer.")
     queries = weights.read(f"{prefix}query_tokens").expand(len(features), -1, -1)
     output = qformer(query_embeds=queries, encoder_hidden_states=image_embeds).last_hidden_state

@@ -48,6 +48,8 @@ JAPANESE_GPT_NEOX_3_6B = {
     "pad_token_id": 0,
 }
 
+BESIDE_THE_ARTICLE = {"projector_hidden_act", "vision_early_layers", "num_vision_positions"}
+
 # What the configuration file of a checkpoint may name: transformers fetches and runs a kernel from the Hub where
 # another repository is named, and with `flash_attention_2` where that package is not installed.
 ATTENTION_OF_A_FILE = ("eager", "sdpa", "flex_attention")
@@ -94,6 +96,13 @@ class JMiniGPT4Config(PreTrainedConfig):
     image_token_id (`int`, *optional*, defaults to 6):
         Id of the image token, inside the embedding table. The default is rinna's `[MASK]`, a piece the language model
         never learnt; `jminigpt4 convert` appends a token of its own, `<ImageHere>`, and writes its id here.
+    vision_early_layers (`list[int]`, *optional*):
+        Hidden states of an image encoder of timm, by number, that are joined to its last feature map, channel by
+        channel and averaged over its places: colours and edges, of which a last map may keep little.
+        `encoder_hidden_size` of the Q-Former counts them.
+    num_vision_positions (`int`, *optional*, defaults to 0):
+        Number of position embeddings behind the layer norm, one for each place of the image encoder's map; 0 for an
+        encoder that has its own.
     vision_layernorm_eps (`float`, *optional*, defaults to 1e-05):
         Epsilon of the layer norm between image encoder and Q-Former (LAVIS `ln_vision`). It is not the epsilon of the
         encoder's blocks, which is 1e-6.
@@ -121,6 +130,8 @@ class JMiniGPT4Config(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     num_query_tokens: int = 32
     image_token_id: int = 6
+    vision_early_layers: list[int] | None = None
+    num_vision_positions: int = 0
     vision_layernorm_eps: float = 1e-5
     lm_head_bias: bool = False
     projector_hidden_act: str | None = None
@@ -138,12 +149,10 @@ class JMiniGPT4Config(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values. A linear projection is stated by nothing, as it was before there was
-        another."""
+        """The configuration as plain values. What the article's model does not have is stated by nothing, as it was
+        before there was anything else: a second layer of the projection, early layers, positions."""
         values = super().to_dict()
-        if self.projector_hidden_act is None:
-            values.pop("projector_hidden_act", None)
-        return values
+        return {key: value for key, value in values.items() if value or key not in BESIDE_THE_ARTICLE}
 
     def __post_init__(self, **kwargs: Any):
         check_image_encoder(self.vision_config)
@@ -159,8 +168,19 @@ class JMiniGPT4Config(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_image_token()
+        self._check_places()
         if self.projector_hidden_act is not None and self.projector_hidden_act not in ACT2FN:
             raise ValueError(f"projector_hidden_act {self.projector_hidden_act!r} is no activation of transformers.")
+
+    def _check_places(self):
+        kind = self.vision_config.model_type
+        if self.vision_early_layers and kind != "timm_wrapper":
+            raise ValueError(f"vision_early_layers are for image encoders of timm, and this one is of type {kind!r}.")
+        if self.num_vision_positions < 0 or (self.num_vision_positions and kind == "blip_2_vision_model"):
+            raise ValueError(
+                f"num_vision_positions is {self.num_vision_positions}: it is for encoders without positions of their "
+                "own, and 0 for others."
+            )
 
     def _check_image_token(self):
         # Outside the table every look-up of a prompt would fail, deep in the model and without a name.

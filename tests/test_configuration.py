@@ -87,3 +87,11 @@ def test_a_linear_projection_is_stated_by_nothing(make_config, tmp_path):
     assert JMiniGPT4Config.from_pretrained(tmp_path).projector_hidden_act == "gelu"
     with pytest.raises(ValueError, match="projector_hidden_act 'gleu' is no activation of transformers"):
         JMiniGPT4Config(projector_hidden_act="gleu")
+
+
+def test_early_layers_and_positions_are_for_encoders_that_lack_them():
+    assert not {"vision_early_layers", "num_vision_positions"} & JMiniGPT4Config().to_dict().keys()
+    with pytest.raises(ValueError, match="vision_early_layers are for image encoders of timm, and this one is"):
+        JMiniGPT4Config(vision_early_layers=[1])
+    with pytest.raises(ValueError, match="num_vision_positions is 4: it is for encoders without positions"):
+        JMiniGPT4Config(num_vision_positions=4)

@@ -110,6 +110,7 @@ def test_folder_is_complete(folder):
         "processor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "vision_jminigpt4.py",
     }
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {
@@ -125,7 +126,7 @@ def test_folder_is_complete(folder):
 
 def test_hub_files_need_nothing_but_transformers_torch_and_pillow(folder):
     allowed = {"torch", "transformers", "PIL", "numpy", "huggingface_hub"}
-    taken = {"configuration_jminigpt4", "image_processing_jminigpt4", "language_jminigpt4"}
+    taken = {f"{part}_jminigpt4" for part in ("configuration", "image_processing", "language", "vision")}
     for name in CODE_FILES:
         assert set(get_imports(folder / name)) <= allowed | set(sys.stdlib_module_names)
         assert set(get_relative_imports(folder / name)) <= taken

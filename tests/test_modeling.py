@@ -337,6 +337,37 @@ def test_timm_vision(make_config, architecture, tmp_path):
     assert half.model.vision_layernorm.weight.dtype == torch.float32
 
 
+def test_early_layers_and_positions(make_config, tmp_path):
+    config = make_config()
+    vision = TimmWrapperConfig(architecture="test_efficientnet", do_pooling=False)
+    qformer = Blip2QFormerConfig(**{**config.qformer_config.to_dict(), "encoder_hidden_size": 256 + 24 + 32})
+    config = JMiniGPT4Config(
+        vision_config=vision, qformer_config=qformer, text_config=config.text_config, num_query_tokens=4,
+        image_token_id=IMAGE, vision_early_layers=[1, 2], num_vision_positions=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = JMiniGPT4ForConditionalGeneration(config).eval()
+    seen, norm = {}, model.model.vision_layernorm
+    norm.register_forward_pre_hook(lambda _, given: seen.update(places=given[0]))
+    pixel_values = torch.randn(2, 3, 64, 64)
+    features = model.get_query_features(pixel_values)
+    last, (first, second) = model.model.vision_model.timm_model.forward_intermediates(pixel_values, indices=[1, 2])
+    assert last.shape[1:] == (256, 2, 2) and first.shape[1:] == (24, 16, 16) and second.shape[1:] == (32, 8, 8)
+    # The place in the second row and the first column has the means of what lies there.
+    expected = torch.cat([last[:, :, 1, 0], first[:, :, 8:, :8].mean((2, 3)), second[:, :, 4:, :4].mean((2, 3))], 1)
+    torch.testing.assert_close(seen["places"][:, 2], expected)
+    torch.testing.assert_close(norm(seen["places"]) - norm.position_embeddings, torch.nn.functional.layer_norm(
+        seen["places"], (312,), norm.weight, norm.bias, 1e-5
+    ))  # fmt: skip
+    assert norm.position_embeddings.std() > 0  # drawn, not left as memory had it
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float16)
+    assert loaded.model.vision_layernorm.position_embeddings.dtype == torch.float32
+    assert torch.equal(type(model).from_pretrained(tmp_path).get_query_features(pixel_values), features)
+    with pytest.raises(ValueError, match="gives 9 places, and the Q-Former has positions for 4: set the image"):
+        model.get_query_features(torch.zeros(1, 3, 96, 96))
+
+
 def test_freeze_trains_the_projection_only(make_model, pixel_values):
     model = make_model()
     model.freeze()

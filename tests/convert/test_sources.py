@@ -179,7 +179,7 @@ def timm_folder(folder, architecture, **arguments):
     randomise(TimmWrapperModel(config)).save_pretrained(folder)
 
 
-def qformer_folder(folder, encoder_hidden_size, prefix="qformer.", layernorm=True):
+def qformer_folder(folder, encoder_hidden_size, prefix="qformer.", layernorm=True, positions=0, **settings):
     config = Blip2QFormerConfig(**QFORMER | {"encoder_hidden_size": encoder_hidden_size})
     qformer = randomise(Blip2QFormerModel(config))
     tensors = {f"{prefix}{name}": tensor for name, tensor in qformer.state_dict().items()}
@@ -187,9 +187,43 @@ def qformer_folder(folder, encoder_hidden_size, prefix="qformer.", layernorm=Tru
     if layernorm:
         tensors |= {"vision_layernorm.weight": torch.randn(encoder_hidden_size)}
         tensors |= {"vision_layernorm.bias": torch.randn(encoder_hidden_size)}
+    if positions:
+        tensors["vision_layernorm.position_embeddings"] = torch.randn(1, positions, encoder_hidden_size)
     config.save_pretrained(folder)
+    if settings:
+        stated = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(stated | settings))
     save_file(tensors, folder / "model.safetensors")
     return tensors
+
+
+def test_early_layers_and_positions_of_a_convolutional_encoder(reference, tmp_path):
+    """They are a part of the Q-Former: a folder of one brings them, and swapping the language model keeps them."""
+    timm_folder(tmp_path / "timm", "test_efficientnet")
+    early = sum(timm.create_model("test_efficientnet").feature_info[layer]["num_chs"] for layer in (1, 2))
+    places = (dict(timm.get_pretrained_cfg("test_efficientnet").to_dict())["input_size"][1] // 32) ** 2
+    tensors = qformer_folder(tmp_path / "qformer", 256 + early, positions=places, vision_early_layers=[1, 2])
+    parts = {"vision": tmp_path / "timm", "qformer": tmp_path / "qformer", "language": reference / "llm"}
+    proof = assemble(**parts, out=tmp_path / "out", progress=False)
+    assert {"image encoder", "early layers", "layer norm", "Q-Former"} <= {row["stage"] for row in proof.rows()}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vision_early_layers"] == [1, 2] and config["num_vision_positions"] == places
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    norm = model.model.vision_layernorm
+    torch.testing.assert_close(norm.position_embeddings.data, tensors["vision_layernorm.position_embeddings"])
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    pixels = processor(images=picture, text="<ImageHere>", return_tensors="pt")["pixel_values"]
+    seen = query_features(model, pixels)
+    assert not torch.equal(seen, query_features(model, pixels.flip(-1)))
+    swap(tmp_path / "out", language=reference / "llm", out=tmp_path / "swapped", progress=False)
+    swapped = AutoModelForImageTextToText.from_pretrained(tmp_path / "swapped")
+    assert torch.equal(query_features(swapped, pixels), seen)
+    with pytest.raises(ValueError, match="set the image processor's `size`"):
+        query_features(model, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="channels, but the Q-Former reads"):
+        qformer_folder(tmp_path / "narrow", 256, vision_early_layers=[1, 2])
+        assemble(**parts | {"qformer": tmp_path / "narrow"}, out=tmp_path / "none", progress=False)
 
 
 @pytest.mark.parametrize(
