@@ -1,7 +1,7 @@
 """How features are best kept: random reads from several formats, the index of a store, decoding beside the encoder.
 
     python benchmarks/feature_store.py                  100,000 pictures of 48 KiB (5 GB a format, one after the other)
-    python benchmarks/feature_store.py --quick          4,000 of them, and a smaller index
+    python benchmarks/feature_store.py --quick          4,000 of them, from memory alone, and a smaller index
     python benchmarks/feature_store.py --folder /mnt/x  on another disk
     python benchmarks/feature_store.py --only fill      one part: formats, index, fill or draft
 
@@ -193,7 +193,7 @@ def timed_reads(folder: Path, count: int, shape: tuple[int, int], kind: str, col
     }
 
 
-def formats(folder: Path, count: int, kinds: list[str]) -> dict:
+def formats(folder: Path, count: int, kinds: list[str], heats: tuple[str, ...]) -> dict:
     found: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         if kind == "lance" and importlib.util.find_spec("lance") is None:
@@ -207,7 +207,7 @@ def formats(folder: Path, count: int, kinds: list[str]) -> dict:
             write_table(place, count, SHAPE, kind)
         wrote = time.perf_counter() - began
         found[kind] = {"write_s": round(wrote, 1)}
-        for heat in ("disk", "memory"):
+        for heat in heats:
             each = _apart("reads", str(place), str(count), kind, heat)
             found[kind][heat] = each
             print(
@@ -305,7 +305,7 @@ def fill(folder: Path, count: int) -> dict:
     return found
 
 
-def draft(folder: Path) -> dict:
+def draft(folder: Path, count: int) -> dict:
     """What Pillow's `draft`, which decodes a JPEG at a fraction of its size, saves, and how features differ then."""
     from PIL import Image
 
@@ -326,7 +326,7 @@ def draft(folder: Path) -> dict:
         return prepare(images=[image.convert("RGB")], do_convert_rgb=False, return_tensors="pt")["pixel_values"]
 
     for size in ((640, 480), (2048, 1536)):
-        contents = [picture.read() for picture in photographs(folder, 16, size)]
+        contents = [picture.read() for picture in photographs(folder, count, size)]
         spent, features = {}, {}
         for way in (whole, drafted):
             began = time.process_time()
@@ -369,11 +369,13 @@ def main():
         folder = Path(temporary)
         for part in options.only or PARTS:
             if part == "formats":
-                found[part] = {"pictures": count, **formats(folder, count, options.format or list(FORMATS))}
+                heats = ("memory",) if options.quick else ("disk", "memory")
+                found[part] = {"pictures": count, **formats(folder, count, options.format or list(FORMATS), heats)}
             elif part == "index":
                 found[part] = index(folder, options.indexed or (100_000 if options.quick else 1_000_000))
             else:
-                found[part] = fill(folder, 48 if options.quick else 512) if part == "fill" else draft(folder)
+                work, fewer, most = (fill, 24, 512) if part == "fill" else (draft, 4, 16)
+                found[part] = work(folder, fewer if options.quick else most)
     print(json.dumps(found))
 
 
