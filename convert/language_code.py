@@ -102,7 +102,7 @@ def copy_language_code(folder: Path, model_type: str, references: dict[str, str]
         f'    AutoConfig.register("{model_type}", {config_name})\n',
     )
     # The configuration may have been loaded as another copy of its module; the class that counts is registered.
-    code = "from transformers import AutoModelForCausalLM  # noqa: E402\n"
+    code = f"from transformers import {', '.join(doors)}  # noqa: E402\n"
     code += "from transformers.models.auto import CONFIG_MAPPING  # noqa: E402\n"
     for door in doors:
         module, name = references[door].split(".")
