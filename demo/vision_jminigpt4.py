@@ -30,13 +30,13 @@ class JMiniGPT4VisionNorm(nn.LayerNorm):
         super().__init__(size, eps=eps, dtype=torch.float32)
         self.position_embeddings = nn.Parameter(torch.zeros(1, places, size, dtype=torch.float32)) if places else None
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`(n, places, size)` to the same.
 
         Raises:
             ValueError: There are other places than positions.
         """
-        normed = super().forward(features)
+        normed = super().forward(input)
         if self.position_embeddings is None:
             return normed
         if normed.shape[1] != self.position_embeddings.shape[1]:
