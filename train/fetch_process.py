@@ -15,6 +15,8 @@ from .fetching import FetchAhead
 from .windows import ALIVE
 from .workers import end_with_parent, processes_are_forks
 
+PATIENCE = 10  # seconds that it has to end by itself
+
 
 class FetchProcess:
     """[`FetchAhead`] in a process that is forked now.
@@ -45,6 +47,8 @@ class FetchProcess:
         """Gives up what is being fetched; nothing more is made."""
         with suppress(OSError):
             self._steps.send(None)
+        self._process.join(PATIENCE)
+        self._process.kill()  # a server that does not answer would hold it for as long as its driver waits
         self._process.join()
         self._steps.close()
 

@@ -232,10 +232,10 @@ def test_only_regular_files_of_a_pictures_size_are_read(tmp_path, kind):
         with open(path, "wb") as file:
             file.truncate(1 << 40)
     name = {"device": "/dev/zero", "nul": "a\0b"}.get(kind, str(path))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(OSError, match="no regular file|at most 200,000,000|No such file|cannot be the name"):
         FilePicture(name).read()
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_data_file_that_is_a_pipe_does_not_hang(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import sys
 import tarfile
 import threading
+import time
 from collections import Counter
 
 import fsspec
@@ -19,7 +20,7 @@ from jminigpt4 import DEMO
 from jminigpt4.checkpoint import read_projection
 from jminigpt4.data import shards as shards_module
 from jminigpt4.data.growing_lines import append
-from jminigpt4.train import engine, streaming
+from jminigpt4.train import engine, fetch_process, streaming
 from jminigpt4.train.engine import _prepare, dry_run, train
 from jminigpt4.train.recipe import Recipe
 from jminigpt4.train.windows import LEDGER, read_ledger
@@ -264,6 +265,20 @@ def test_no_process_is_forked_from_one_that_fetches(run, monkeypatch):
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", noted)
     run(recipe=RECIPE.with_(validation=0.2), workers=1)
     assert len(threads) > 3 and not any(name.startswith("stream") for names in threads for name in names)
+
+
+def test_a_server_that_does_not_answer_does_not_hold_a_run_that_is_over(run, monkeypatch):
+    get = MemoryFileSystem.get_file
+    monkeypatch.setattr(fetch_process, "PATIENCE", 0.1)
+
+    def stuck(self, rpath, lpath, **options):
+        if threading.current_thread().name.startswith("stream") and os.getpid() != own:
+            time.sleep(900)
+        get(self, rpath, lpath, **options)
+
+    own = os.getpid()
+    monkeypatch.setattr(MemoryFileSystem, "get_file", stuck)
+    assert run(max_steps=2, recipe=RECIPE.with_(epochs=1)).steps == 2
 
 
 def test_a_run_whose_fetching_is_killed_says_so_and_goes_on_when_begun_again(run, monkeypatch):

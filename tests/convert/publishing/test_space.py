@@ -56,8 +56,10 @@ def serving(room, home, **environment):
     environment |= {"GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(START), str(room)]
     process = subprocess.Popen(command, env=environment, cwd=home, stderr=subprocess.PIPE, text=True)
-    address = next((line.split()[0] for line in process.stderr if line.startswith("http")), None)
-    assert address is not None, "the page did not start"
+    said = ""
+    while not (line := process.stderr.readline()).startswith("http"):
+        assert line, f"the page did not start: {said}"
+        said += line
     return process, f"http://127.0.0.1:{port}"
 
 
