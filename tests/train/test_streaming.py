@@ -267,18 +267,25 @@ def test_no_process_is_forked_from_one_that_fetches(run, monkeypatch):
     assert len(threads) > 3 and not any(name.startswith("stream") for names in threads for name in names)
 
 
-def test_a_server_that_does_not_answer_does_not_hold_a_run_that_is_over(run, monkeypatch):
-    get = MemoryFileSystem.get_file
-    monkeypatch.setattr(fetch_process, "PATIENCE", 0.1)
+def test_a_server_that_does_not_answer_does_not_hold_a_run_that_fails(run, monkeypatch, tmp_path):
+    get, own = MemoryFileSystem.get_file, os.getpid()
 
     def stuck(self, rpath, lpath, **options):
-        if threading.current_thread().name.startswith("stream") and os.getpid() != own:
+        if os.getpid() != own:  # what is fetched ahead
+            append(tmp_path / "asked.jsonl", [rpath])
             time.sleep(900)
         get(self, rpath, lpath, **options)
 
-    own = os.getpid()
+    def fails(*arguments):
+        while not (tmp_path / "asked.jsonl").exists():
+            time.sleep(0.01)
+        raise RuntimeError("a step failed")
+
+    monkeypatch.setattr(fetch_process, "PATIENCE", 0.1)
     monkeypatch.setattr(MemoryFileSystem, "get_file", stuck)
-    assert run(max_steps=2, recipe=RECIPE.with_(epochs=1)).steps == 2
+    monkeypatch.setattr(engine.ProjectionTrainer, "training_step", fails)
+    with pytest.raises(RuntimeError, match="a step failed"):
+        run(max_steps=3, workers=0)
 
 
 def test_a_run_whose_fetching_is_killed_says_so_and_goes_on_when_begun_again(run, monkeypatch):
