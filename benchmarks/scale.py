@@ -142,12 +142,13 @@ def write_store(folder: Path, pictures: int, distinct: int):
 
 def open_rows(folder: Path) -> Any:
     """The groups of the simulated rows, as a training process has them."""
+    from jminigpt4.data.columns import Decoded
     from jminigpt4.data.table import RowTable
     from jminigpt4.train.groups import META, Grouping, split
 
     table = RowTable(folder / "table", "simulated")
     real = json.loads((folder / "table" / "real.json").read_text())
-    table._batch = lru_cache(maxsize=1024)(lambda number: table._reader.get_batch(number % real))
+    table._batch = lru_cache(maxsize=1024)(lambda number: Decoded(table._reader.get_batch(number % real)))
     grouping = Grouping(table, folder / "grouping", {}, json.loads((folder / "grouping" / META).read_text()))
     return split(grouping, 0.0)[0]
 
