@@ -80,9 +80,18 @@ def encode(
 
 def as_places(encoded: Any, config: JMiniGPT4Config) -> torch.Tensor:
     """`(n, places, encoder_hidden_size)` of what an encoder gave: tokens as they are; a feature map, either layout,
-    row by row, each place with what the early layers have there on average."""
+    row by row, each place with what the early layers have there on average.
+
+    Raises:
+        ValueError: Early layers are wanted of an encoder that gives tokens.
+    """
     last, early = encoded.last_hidden_state, encoded.hidden_states if config.vision_early_layers else ()
     if last.ndim == 3:
+        if early:
+            raise ValueError(
+                f"vision_early_layers is {config.vision_early_layers}, but "
+                f"{config.vision_config.architecture} gives tokens and no feature map: it has to be left out."
+            )
         return last
     size = config.qformer_config.encoder_hidden_size - sum(each.shape[1] for each in early)
     if last.shape[-1] == size:  # channels last

@@ -368,6 +368,19 @@ def test_early_layers_and_positions(make_config, tmp_path):
         model.get_query_features(torch.zeros(1, 3, 96, 96))
 
 
+def test_early_layers_of_an_encoder_of_tokens_are_refused(make_config):
+    config = make_config()
+    vision = TimmWrapperConfig(architecture="test_vit", do_pooling=False)
+    qformer = Blip2QFormerConfig(**{**config.qformer_config.to_dict(), "encoder_hidden_size": 64})
+    config = JMiniGPT4Config(
+        vision_config=vision, qformer_config=qformer, text_config=config.text_config, num_query_tokens=4,
+        image_token_id=IMAGE, vision_early_layers=[1],
+    )  # fmt: skip
+    model = JMiniGPT4ForConditionalGeneration(config).eval()
+    with pytest.raises(ValueError, match=r"vision_early_layers is \[1\], but test_vit gives tokens"):
+        model.get_query_features(torch.zeros(1, 3, 160, 160))
+
+
 def test_freeze_trains_the_projection_only(make_model, pixel_values):
     model = make_model()
     model.freeze()
