@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jminigpt4 import DEMO, JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from jminigpt4.checkpoint import CODE_FILES
 from jminigpt4.convert import verify_folder
 from jminigpt4.convert.formats import chat_template_for, prompt_format
 
@@ -50,8 +51,7 @@ def test_folder_is_whole_and_small():
 
 
 def test_carries_the_code_of_this_version():
-    for name in ("configuration", "language", "modeling", "processing"):
-        file = f"{name}_jminigpt4.py"
+    for file in CODE_FILES:
         assert (DEMO / file).read_bytes() == (DEMO.parent / file).read_bytes(), f"{file}: build the demo anew"
 
 
