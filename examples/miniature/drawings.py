@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import resvg_py
-from PIL import Image, ImageFilter
+from PIL import Image
 
 HERE = Path(__file__).parent
-PICTURE_SIZE = 160  # pixels; 5 x 5 feature vectors of EfficientNet
+PICTURE_SIZE = 224  # pixels; 7 x 7 feature vectors of EfficientNet
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ SAMPLES = {
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that can be drawn. `held_out`: "-", "align" (unseen by the projection) or "never" (by any stage)."""
+    """One thing that can be drawn. `held_out`: "-", or "never" where no stage may see it."""
 
     name: str
     english: str
@@ -92,7 +91,11 @@ class Concept:
 
 @dataclass
 class Drawing:
-    """One artist's drawing of one concept, with its SVG source and the name of its main colour ("" when unclear)."""
+    """One artist's drawing of one thing, with its SVG source and the name of its main colour ("" when unclear).
+
+    `held_out`: "-" for a concept of the list, "beyond" for a thing beyond it from which stages learn that there are
+    such things, "never" for one that no stage sees.
+    """
 
     concept: str
     artist: str
@@ -102,6 +105,15 @@ class Drawing:
     colour: str = ""
     held_out: str = "-"
 
+    @property
+    def listed(self) -> bool:
+        return self.held_out == "-"
+
+    @property
+    def asked(self) -> bool:
+        """Whether unseen artists' drawings of it are asked about."""
+        return self.held_out != "beyond"
+
 
 def read_concepts(path: Path = HERE / "concepts.tsv") -> list[Concept]:
     """The stated concepts, in file order."""
@@ -109,25 +121,15 @@ def read_concepts(path: Path = HERE / "concepts.tsv") -> list[Concept]:
     return [Concept(*row[:5], emoji=tuple(row[5].split(" "))) for row in rows]
 
 
+def listed_concepts() -> list[Concept]:
+    """The concepts that stages may see, in file order."""
+    return [concept for concept in read_concepts() if concept.held_out == "-"]
+
+
 def read_drawings(path: Path) -> list[Drawing]:
     """The data set that `prepare.py` wrote, one JSON object a line."""
     with path.open(encoding="utf-8") as lines:
         return [Drawing(**json.loads(line)) for line in lines]
-
-
-def stated_names(drawings: list[Drawing], per_kind: int = 12, sets: int = 7) -> list[str]:
-    """The concepts that the projection learns: those of the samples, and of each kind the first `per_kind`, in file
-    order, that at least `sets` of the training artists have drawn and that are held out from no stage."""
-    drawn: dict[str, set[str]] = {}
-    for drawing in drawings:
-        drawn.setdefault(drawing.concept, set()).add(drawing.artist)
-    training = {artist.name for artist in ARTISTS if artist.role == "train"}
-    taken: dict[str, list[str]] = {}
-    for concept in read_concepts():
-        enough = len(drawn.get(concept.name, set()) & training) >= sets
-        if enough and concept.held_out == "-" and len(taken.setdefault(concept.kind, [])) < per_kind:
-            taken[concept.kind].append(concept.name)
-    return sorted({*SAMPLES.values(), *(name for names in taken.values() for name in names)})
 
 
 def write_drawings(drawings: list[Drawing], path: Path) -> None:
@@ -182,83 +184,13 @@ class IconSet:
 
 def render(svg: str, size: int, style_sheet: str | None = None) -> Image.Image:
     """RGBA picture of `size` x `size` pixels at most, transparent where nothing is drawn."""
+    import resvg_py  # whoever only reads what was drawn does without
+
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, style_sheet=style_sheet, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     if picture.height > size:
         picture = picture.resize((max(1, picture.width * size // picture.height), size), Image.Resampling.BICUBIC)
     return picture
-
-
-def place(
-    drawing: Image.Image, size: int, centre: tuple[float, float], background: tuple[int, int, int]
-) -> Image.Image:
-    """Lay an RGBA drawing on a plain square background, its middle at `centre` (fractions of `size`)."""
-    canvas = Image.new("RGBA", (size, size), (*background, 255))
-    left, top = (round(size * c - extent / 2) for c, extent in zip(centre, drawing.size, strict=True))
-    canvas.alpha_composite(drawing, (max(left, 0), max(top, 0)), (max(-left, 0), max(-top, 0)))
-    return canvas.convert("RGB")
-
-
-def plain_view(drawing: Drawing, size: int = PICTURE_SIZE, margin: float = 0.08) -> Image.Image:
-    """The drawing as anyone would show it: in the middle of a white page."""
-    return place(render(drawing.svg, round(size * (1 - 2 * margin))), size, (0.5, 0.5), (255, 255, 255))
-
-
-def _outlined(svg: str, rng: np.random.Generator, pale: float) -> tuple[str, str]:
-    """Line art out of flat colours: every shape gets a dark contour, every fill moves towards white by `pale`."""
-    extent = float(svg.partition('viewBox="')[2].split(" ")[2])
-
-    def lighter(match: re.Match) -> str:
-        digits = match.group(1)
-        value = [int(c * 2, 16) for c in digits] if len(digits) == 3 else list(bytes.fromhex(digits))
-        return "#" + "".join(f"{round(v + (255 - v) * pale):02x}" for v in value)
-
-    width = extent * rng.uniform(0.012, 0.035)
-    sheet = f"path,circle,ellipse,rect,polygon{{stroke:#111;stroke-width:{width:.3f};stroke-linejoin:round}}"
-    return re.sub(r"#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b", lighter, svg), sheet
-
-
-def _contoured(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A dark contour around the whole drawing, as stickers and cartoons have it."""
-    grown = picture.getchannel("A").filter(ImageFilter.MaxFilter(int(rng.choice([3, 5, 7]))))
-    contour = Image.new("RGBA", picture.size, (20, 20, 20, 0))
-    contour.putalpha(grown)
-    contour.alpha_composite(picture)
-    return contour
-
-
-def random_view(drawing: Drawing, rng: np.random.Generator, size: int = PICTURE_SIZE) -> tuple[Image.Image, bool]:
-    """One augmented picture of a drawing, and whether its colours are still the drawing's own."""
-    extent = round(size * rng.uniform(0.6, 0.98))
-    style = rng.choice(["own", "outlined", "line", "contoured", "grey"], p=[0.45, 0.2, 0.17, 0.13, 0.05])
-    if style in ("outlined", "line"):
-        pale = rng.uniform(0.0, 0.35) if style == "outlined" else rng.uniform(0.75, 1.0)
-        svg, style_sheet = _outlined(drawing.svg, rng, pale)
-        picture = render(svg, extent, style_sheet)
-    else:
-        picture = render(drawing.svg, extent)
-    if style == "contoured":
-        picture = _contoured(picture, rng)
-    if style == "grey":
-        picture = picture.convert("LA").convert("RGBA")
-    if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if rng.random() < 0.5:
-        picture = picture.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
-    stretch = rng.uniform(0.85, 1.18)
-    picture = picture.resize((max(8, round(picture.width * stretch)), picture.height), Image.Resampling.BICUBIC)
-    centre = tuple(rng.uniform(0.42, 0.58, 2))
-    return place(picture, size, centre, _background(rng)), style not in ("line", "grey")
-
-
-def _background(rng: np.random.Generator) -> tuple[int, int, int]:
-    """White in half of the pictures, else a pale or (rarely) a strong colour."""
-    draw = rng.random()
-    if draw < 0.55:
-        return (255, 255, 255)
-    low = 190 if draw < 0.85 else 40
-    red, green, blue = rng.integers(low, 256, 3).tolist()
-    return red, green, blue
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,7 +213,7 @@ COLOURS_ENGLISH = (
 )
 
 
-def _colour_index(rgb: np.ndarray) -> np.ndarray:
+def colour_index(rgb: np.ndarray) -> np.ndarray:
     """Index into COLOURS of each of (n, 3) pixels, values 0..1, by hue, saturation and value."""
     high, low = rgb.max(1), rgb.min(1)
     chroma, value = high - low, high
@@ -320,7 +252,7 @@ def main_colour(svg: str, style: str) -> str:
     rgb = pixels[pixels[:, 3] > 200, :3] / 255.0
     if len(rgb) < 100:
         return ""
-    counts = np.bincount(_colour_index(rgb), minlength=len(COLOURS)).astype(float)
+    counts = np.bincount(colour_index(rgb), minlength=len(COLOURS)).astype(float)
     if style == "line":
         counts[9] *= 0.2
     first, second = np.argsort(counts)[::-1][:2]

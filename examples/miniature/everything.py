@@ -17,13 +17,13 @@ from tqdm import trange
 
 from jminigpt4.checkpoint import finished_folder
 
-STEPS, BATCH, LEARNING_RATE = 160, 64, 5e-4
+STEPS, BATCH, LEARNING_RATE = 120, 64, 5e-4
 
 
 def sequence(processor: Any, row: Any) -> Sequence:
     """A conversation as token ids and labels, as the package's own training makes them."""
     encoded = processor.encode_segments(row.messages())
-    return Sequence(encoded["input_ids"], encoded["labels"], (0, 0))
+    return Sequence(encoded["input_ids"], encoded["labels"])
 
 
 def loss_of(model: Any, processor: Any, rows: list[Any], maps: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def fine_tune(
     work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")],
     steps: Annotated[int, typer.Option(help="optimizer steps")] = STEPS,
 ) -> None:
-    """Fine-tune all that follows the tower, with AdamW, on plain rows."""
+    """Fine-tune all that follows the tower, with AdamW, on the rows that the projection was trained on."""
     target = work / "everything"
     if target.exists():
         print(f"{target} is there already")
@@ -48,18 +48,17 @@ def fine_tune(
     with_projection(model, work / "run-0").train()
     model.model.vision_model.requires_grad_(False).eval()
     assert processor.tokenizer.pad_token_id == PAD
-    rows = training_rows(work, work / "features")
-    maps = {int(path.stem): np.load(path, mmap_mode="r") for path in (work / "features").glob("[0-9].npy")}
+    rows, maps = training_rows(work), np.load(work / "eyes" / "maps.npy", mmap_mode="r")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.05)
     torch.manual_seed(0)
     chance = random.Random(0)
     for step in (progress := trange(steps, desc="everything", mininterval=10)):
         chosen = chance.sample(rows, BATCH)
-        places = [Path(row.pictures[0].path) for row in chosen]
-        shown = torch.from_numpy(np.stack([maps[int(p.parent.name)][int(p.stem)] for p in places])).float()
+        shown = torch.from_numpy(maps[[int(Path(row.pictures[0].path).stem) for row in chosen]]).float()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, LEARNING_RATE, warmup=30)
-        loss = loss_of(model, processor, chosen, shown)
+        with torch.autocast("cpu", torch.bfloat16):  # as where these parts were trained
+            loss = loss_of(model, processor, chosen, shown)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,200 +1,221 @@
-"""Stage 5: what the finished model says about drawings by artists that no stage has seen.
+"""Stage 5: what the finished model says about pictures by artists that no stage has seen.
 
-`python examine.py WORK` asks every model of the recipe the same questions about all drawings of the three unseen
-artists and writes WORK/answers.json; `report.py` makes the table and the pictures of it.
+`python examine.py WORK` asks every model of the recipe the same questions (`questions.py`) and writes a file for each
+into WORK/answers/; `report.py` makes the tables and the pictures of them. `--run run-1` asks one of them.
 """
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from align import MUON, SEEDS, load, query_features, with_projection
-from corpus import Scene, caption, colour_answer, edible_answer
-from drawings import ARTISTS, Concept, Drawing, read_concepts, read_drawings, stated_names
-from sacrebleu.metrics import CHRF
+from align import SEEDS, load, query_features, with_projection
+from drawings import listed_concepts, read_drawings
+from questions import EXAMS, Asked, asked
+from scenes import read_views
+from scoring import eating_said
 from tqdm import tqdm
-from vision import TRAINING
+from wordings import UNKNOWN
 
 from jminigpt4 import JMiniGPT4ForConditionalGeneration, JMiniGPT4Processor
+from jminigpt4.checkpoint import finished_file
 
-UNSEEN = tuple(a.name for a in ARTISTS if a.role != "train")
-QUESTIONS = {
-    "name": "何が写ってる?",
-    "kind": "何の仲間?",
-    "colour": "何色?",
-    "edible": "食べられる?",
-    "description": "説明して",
-}
+BATCH = 128
+LONGEST = 48  # tokens of an answer
+CONTROL_EXAMS = ("name", "kind", "colour", "edible", "description")  # what the table's other rows are asked
 
 
-def reference(question: str, drawing: Drawing, concept: Concept) -> str | None:
-    """The true answer, or `None` where a question is not asked (the colour of a drawing of many colours)."""
-    scene = Scene(concept, drawing.colour)
-    if question == "colour":
-        return colour_answer(scene) if drawing.colour else None
-    return {
-        "name": f"{concept.name}が写っています。",
-        "kind": f"{concept.kind}の仲間です。",
-        "edible": edible_answer(concept),
-        "description": f"これは{caption(scene)}{concept.kind}の仲間です。",
-    }[question]
+@dataclass
+class Said:
+    """Answers of one model in one exam: `answers[i][t]` to turn t of conversation i, and how sure it was of each.
+
+    `sure` is the probability of the whole greedy answer to the last turn; `unknown` that of the first token of
+    「すみません、それは分かりません。」 in its place.
+    """
+
+    answers: list[list[str]]
+    sure: list[float]
+    unknown: list[float]
 
 
-@torch.no_grad()
-def answers(
-    model: JMiniGPT4ForConditionalGeneration, processor: JMiniGPT4Processor, features: torch.Tensor, question: str
-) -> list[str]:
-    """Greedy answers to one question about many pictures, from their query features `(n, queries, size)`."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}]
-    ids = torch.tensor([processor.encode_segments(messages, add_generation_prompt=True)["input_ids"]])
-    said = []
-    for part in features.split(256):
-        prompts = ids.expand(len(part), -1)
-        out = model.generate(
-            input_ids=prompts, attention_mask=torch.ones_like(prompts), query_features=part, max_new_tokens=24,
-            do_sample=False,
+class Speaker:
+    """A model with its processor, asked greedily in batches."""
+
+    def __init__(self, model: JMiniGPT4ForConditionalGeneration, processor: JMiniGPT4Processor):
+        self.model, self.processor = model, processor
+        self.unknown = processor.tokenizer(UNKNOWN, add_special_tokens=False)["input_ids"][0]
+
+    def hold(self, conversations: Sequence[Asked], features: dict[int, torch.Tensor]) -> Said:
+        """Holds conversations about pictures, given as view -> query features `(queries, size)`."""
+        said = Said([[] for _ in conversations], [0.0] * len(conversations), [0.0] * len(conversations))
+        for turn in range(max((len(each.questions) for each in conversations), default=0)):
+            due = [i for i, each in enumerate(conversations) if turn < len(each.questions)]
+            prompts = {i: self._prompt(conversations[i], said.answers[i], turn) for i in due}
+            due.sort(key=lambda i: len(prompts[i]))  # so that little is padded
+            for start in range(0, len(due), BATCH):
+                part = due[start : start + BATCH]
+                pictures = torch.stack([features[conversations[i].view] for i in part])
+                for i, (text, sure, unknown) in zip(
+                    part, self._say([prompts[i] for i in part], pictures), strict=True
+                ):
+                    said.answers[i].append(text)
+                    said.sure[i], said.unknown[i] = round(sure, 6), round(unknown, 6)
+        return said
+
+    def _prompt(self, conversation: Asked, answers: list[str], turn: int) -> list[int]:
+        messages: list[dict[str, Any]] = []
+        for number, question in enumerate(conversation.questions[: turn + 1]):
+            picture = [{"type": "image"}] if number == 0 else []
+            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
+            if number < turn:
+                messages.append({"role": "assistant", "content": answers[number]})
+        return self.processor.encode_segments(messages, add_generation_prompt=True)["input_ids"]
+
+    @torch.no_grad()
+    def _say(self, prompts: list[list[int]], pictures: torch.Tensor) -> list[tuple[str, float, float]]:
+        length, pad = max(map(len, prompts)), self.processor.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        made = self.model.generate(
+            input_ids=ids, attention_mask=mask, query_features=pictures, max_new_tokens=LONGEST, do_sample=False,
+            return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
-        texts = processor.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        said += [processor.trim_answer(text) for text in texts]
-    return said
+        answers = made.sequences[:, length:]
+        shares = torch.stack(made.logits, dim=1).float().softmax(-1)
+        chosen = shares.gather(2, answers[..., None])[..., 0]
+        chosen = torch.where(answers == pad, torch.ones(()), chosen).prod(1)
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+        said = [self.processor.trim_answer(text) for text in texts]
+        return list(zip(said, chosen.tolist(), shares[:, 0, self.unknown].tolist(), strict=True))
 
 
 class Examination:
-    """The unseen artists' drawings with their feature maps and true answers."""
+    """The pictures of the unseen artists with what is asked about them."""
 
     def __init__(self, work: Path):
-        drawings = read_drawings(work / "drawings.jsonl")
-        self.concepts = {c.name: c for c in read_concepts()}
-        stated = set(stated_names(drawings))
-        asked = [d.concept in stated or d.held_out != "-" for d in drawings]
-        self.work, self.places = work, [i for i, d in enumerate(drawings) if d.artist in UNSEEN and asked[i]]
-        self.drawings = [drawings[i] for i in self.places]
-        self.seen = [i for i, d in enumerate(drawings) if d.artist in TRAINING and d.concept in stated]
-        self.seen_drawings = [drawings[i] for i in self.seen]
+        self.work = work
+        self.drawings, self.views = read_drawings(work / "drawings.jsonl"), read_views(work / "eyes" / "views.jsonl")
+        self.concepts = {c.name: c for c in listed_concepts()}
+        self.asked = {exam: asked(exam, self.views, self.drawings, self.concepts) for exam in EXAMS}
 
-    def maps(self, folder: str = "features") -> np.ndarray:
-        return np.load(self.work / folder / "0.npy", mmap_mode="r")
+    def features(self, model: JMiniGPT4ForConditionalGeneration, eyes: str) -> dict[int, torch.Tensor]:
+        """Query features of all pictures that are asked about, by view."""
+        views = sorted({each.view for conversations in self.asked.values() for each in conversations})
+        return dict(zip(views, encode(model, self.work / eyes, self._rows(views, eyes)), strict=True))
 
-    def truth(self, question: str) -> list[str | None]:
-        return [reference(question, d, self.concepts[d.concept]) for d in self.drawings]
+    def _rows(self, views: list[int], eyes: str) -> list[int]:
+        """The rows of views in the maps of some eyes; those with random weights have seen fewer training pictures."""
+        if eyes == "eyes":
+            return views
+        theirs = [row for row, view in enumerate(read_views(self.work / eyes / "views.jsonl")) if not view.training]
+        ours = [number for number, view in enumerate(self.views) if not view.training]
+        return [dict(zip(ours, theirs, strict=True))[view] for view in views]
 
 
 @torch.no_grad()
-def encode(model: JMiniGPT4ForConditionalGeneration, maps: np.ndarray, places: list[int]) -> torch.Tensor:
-    """Query features of the pictures at `places`."""
-    parts = [torch.from_numpy(maps[places[i : i + 256]].copy()).float() for i in range(0, len(places), 256)]
+def encode(model: JMiniGPT4ForConditionalGeneration, eyes: Path, rows: list[int]) -> torch.Tensor:
+    """Query features of the pictures in some rows of a folder's feature maps."""
+    maps = np.load(eyes / "maps.npy", mmap_mode="r")
+    parts = [torch.from_numpy(maps[rows[i : i + BATCH]]).float() for i in range(0, len(rows), BATCH)]
     return torch.cat([query_features(model, part) for part in parts])
 
 
-def nearest_class_mean(examination: Examination) -> dict[str, list[str]]:
-    """No language model: the concept whose mean pooled feature over the training artists is nearest."""
-    maps = examination.maps()
-    pooled = torch.from_numpy(np.stack([maps[i].astype(np.float32).mean(0) for i in range(len(maps))]))
-    pooled = torch.nn.functional.normalize(pooled, dim=1)
-    names = sorted({d.concept for d in examination.seen_drawings})
-    index = torch.tensor([names.index(d.concept) for d in examination.seen_drawings])
-    means = torch.zeros(len(names), pooled.shape[1]).index_add_(0, index, pooled[examination.seen])
-    means = torch.nn.functional.normalize(means, dim=1)
-    guesses = [names[i] for i in (pooled[examination.places] @ means.T).argmax(1)]
+def most_frequent(examination: Examination) -> dict[str, Said]:
+    """The commonest true answer to each question, whatever the picture: what can be had by guessing."""
     said = {}
-    for key in ("name", "kind", "edible", "description"):
-        pairs = [(Drawing(g, "", "", "", ""), examination.concepts[g]) for g in guesses]
-        said[key] = [reference(key, drawing, concept) or "" for drawing, concept in pairs]
+    for exam in CONTROL_EXAMS:
+        truth = [each.truth[-1] or "" for each in examination.asked[exam]]
+        common = _most_frequent(truth, ENDINGS.get(exam, str))
+        said[exam] = Said([[common]] * len(truth), [1.0] * len(truth), [0.0] * len(truth))
     return said
 
 
-def most_frequent(examination: Examination) -> dict[str, list[str]]:
-    """The commonest true answer of the training drawings, whatever the picture."""
-    said = {}
-    for key in QUESTIONS:
-        true = [reference(key, d, examination.concepts[d.concept]) for d in examination.seen_drawings]
-        (common, _), *_ = Counter(t for t in true if t).most_common(1)
-        said[key] = [common] * len(examination.drawings)
-    return said
+# What counts of an answer that begins with a name.
+ENDINGS: dict[str, Callable[[str], str | None]] = {
+    "kind": lambda answer: answer.rpartition("は")[2],
+    "edible": eating_said,
+}
+
+
+def _most_frequent(answers: list[str], ending: Callable[[str], str | None]) -> str:
+    """An answer whose ending is the commonest one."""
+    endings = [ending(answer) for answer in answers]
+    return answers[endings.index(Counter(endings).most_common(1)[0][0])]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the table: a checkpoint, the run its projection comes from, and the feature maps it looks at."""
+    """A row of the table: a checkpoint, the run its projection comes from, the eyes, and what it is asked."""
 
     folder: str
     run: str = ""
-    maps: str = "features"
+    eyes: str = "eyes"
+    exams: tuple[str, ...] = CONTROL_EXAMS
+
+    @property
+    def name(self) -> str:
+        """What its run, or else its folder, is called: `run-1`, `everything`."""
+        return self.run or self.folder
 
     def is_there(self, work: Path) -> bool:
         return (work / self.run / "projection.safetensors").exists() if self.run else (work / self.folder).exists()
 
-    def answers(self, work: Path, examination: "Examination") -> dict[str, list[str]]:
+    def speaker(self, work: Path) -> Speaker:
         model, processor = load(work / self.folder, seed=None if self.folder == "everything" else 0)
-        if self.run:
-            with_projection(model, work / self.run)
-        features = encode(model, examination.maps(self.maps), examination.places)
-        return {
-            key: answers(model, processor, features, question)
-            for key, question in tqdm(QUESTIONS.items(), desc=self.run or self.folder)
-        }
+        return Speaker(with_projection(model, work / self.run) if self.run else model, processor)
+
+    def answers(self, work: Path, examination: Examination) -> dict[str, Said]:
+        speaker = self.speaker(work)
+        features = examination.features(speaker.model, self.eyes)
+        exams = tqdm(self.exams, desc=self.name)
+        return {exam: speaker.hold(examination.asked[exam], features) for exam in exams}
 
 
-WITH_MUON = f"trained projection, Muon, {MUON.steps_per_epoch} steps"
 CANDIDATES = {
-    **{f"trained projection, seed {seed}": Candidate("assembled", f"run-{seed}") for seed in SEEDS},
-    **{f"{WITH_MUON}, seed {seed}": Candidate("assembled", f"run-muon-{seed}") for seed in SEEDS},
+    **{
+        f"trained projection, seed {seed}": Candidate("assembled", f"run-{seed}", exams=tuple(EXAMS)) for seed in SEEDS
+    },
     "untrained projection": Candidate("assembled"),
-    "random vision, trained projection": Candidate("assembled-random", "run-random-0", "features-random"),
+    "random vision, trained projection": Candidate("assembled-random", "run-random-0", "eyes-random"),
     "everything fine-tuned": Candidate("everything"),
     "another language model: Llama-like": Candidate("assembled-llama", "run-llama-0"),
     "another language model: GPT-2-like": Candidate("assembled-gpt2", "run-gpt2-0"),
 }
-CONTROLS = {"nearest class mean": nearest_class_mean, "most frequent answer": most_frequent}
 
 
-def score(said: dict[str, list[str]], examination: Examination, chosen: np.ndarray) -> dict[str, tuple[float, int]]:
-    """Question -> (share of exactly right answers, number of drawings); `edible` is the mean over its three answers,
-    `description` is chrF (0-100), both to be read against the most frequent answer's row."""
-    result = {}
-    for key, given in said.items():
-        pairs = [(g, t) for g, t, c in zip(given, examination.truth(key), chosen, strict=True) if c and t]
-        if not pairs:
-            continue
-        if key == "description":
-            chrf = CHRF().corpus_score([g for g, _ in pairs], [[t for _, t in pairs]]).score
-            result[key] = (chrf, len(pairs))
-        elif key == "edible":
-            of = {t: [g == t for g, true in pairs if true == t] for t in {t for _, t in pairs}}
-            result[key] = (float(np.mean([np.mean(hits) for hits in of.values()])), len(pairs))
-        else:
-            result[key] = (float(np.mean([g == t for g, t in pairs])), len(pairs))
-    return result
+MOST_FREQUENT = "most frequent answer"
 
 
 def examine(
     work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")],
-    only: Annotated[str, typer.Option("--only", help="rows whose name begins so")] = "",
+    run: Annotated[str, typer.Option(help="only the model with the projection of this run, or of this folder")] = "",
 ) -> None:
-    """Ask all models that are there; rows that are in answers.json already are kept."""
-    path = work / "answers.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Ask all models that are there; answers that are there already are kept."""
+    (folder := work / "answers").mkdir(exist_ok=True)
     examination = Examination(work)
-    for row, candidate in CANDIDATES.items():
-        if row not in said and row.startswith(only) and candidate.is_there(work):
-            said[row] = candidate.answers(work, examination)
-            _write(path, said)
-    for row, control in CONTROLS.items():
-        if row.startswith(only):
-            said[row] = control(examination)
-    _write(path, said)
+    for candidate in CANDIDATES.values():
+        path = folder / f"{candidate.name}.json"
+        if run in ("", candidate.name) and candidate.is_there(work) and not path.exists():
+            _write(path, candidate.answers(work, examination))
+    if not run:
+        _write(folder / f"{MOST_FREQUENT}.json", most_frequent(examination))
 
 
-def _write(path: Path, said: dict[str, dict[str, list[str]]]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
-    part.rename(path)
+def _write(path: Path, said: dict[str, Said]) -> None:
+    with finished_file(path) as part:
+        part.write_text(json.dumps({exam: vars(each) for exam, each in said.items()}, ensure_ascii=False), "utf-8")
+
+
+def read_answers(work: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Row of the table -> exam -> the fields of [`Said`], in the table's order."""
+    files = {row: candidate.name for row, candidate in CANDIDATES.items()} | {MOST_FREQUENT: MOST_FREQUENT}
+    paths = {row: work / "answers" / f"{name}.json" for row, name in files.items()}
+    return {row: json.loads(path.read_text(encoding="utf-8")) for row, path in paths.items() if path.exists()}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,15 @@ from drawings import ARTISTS, Concept, Drawing, IconSet, main_colour, read_conce
 from tqdm import tqdm
 
 WORDS = ("emojibase-data", "17.0.0")  # MIT; names and keywords of Unicode CLDR 48 (Unicode-3.0)
+# What is beyond the list: emoji of these groups that no concept names. Flags and letters are not things.
+BEYOND = (
+    "animal-", "arts-crafts", "body-parts", "book-paper", "cat-face", "clothing", "computer", "drink", "emotion",
+    "event", "face-", "family", "food-", "game", "hand", "heart", "household", "light-video", "mail", "medical",
+    "money", "monkey-face", "music", "office", "other-object", "other-symbol", "person", "phone", "place-", "plant-",
+    "religion", "science", "sky-weather", "sport", "time", "tool", "transport-ground", "transport-sign", "warning",
+    "zodiac",
+)  # fmt: skip
+CROWDED, OF_A_CROWD = ("face", "family", "person", "time"), 16  # no more than so many of such a subgroup
 
 
 def download(package: str, version: str, folder: Path) -> Path:
@@ -62,10 +71,26 @@ def collect(concept: Concept, sets: dict[str, IconSet]) -> list[Drawing]:
     return found
 
 
-def word_sentences(folder: Path, concepts: list[Concept]) -> list[str]:
-    """`りんごに関係のある言葉は、果物、赤です。` for every emoji but those of concepts that no stage may see."""
-    unseen = {hexcode for c in concepts if c.held_out == "never" for hexcode in c.emoji}
-    names = [c.name for c in concepts if c.held_out == "never"]
+def things_beyond(folder: Path, concepts: list[Concept]) -> list[Concept]:
+    """Emoji that are none of the concepts: every second one for training, what lies between for the table only."""
+    listed = {hexcode.split("-")[0] for concept in concepts for hexcode in concept.emoji}
+    groups = json.loads((folder / "meta" / "groups.json").read_text(encoding="utf-8"))["subgroups"]
+    taken: dict[str, list[dict]] = {}
+    for entry in json.loads((folder / "ja" / "data.json").read_text(encoding="utf-8")):
+        group = groups.get(str(entry.get("subgroup")), "")
+        if entry["hexcode"].split("-")[0] not in listed and group.startswith(BEYOND):
+            taken.setdefault(group, []).append(entry)
+    kept = [e for g, es in taken.items() for e in (es[:OF_A_CROWD] if g.startswith(CROWDED) else es)]
+    return [
+        Concept(entry["label"], "", "", "", ("beyond", "never")[number % 2], (entry["hexcode"],))
+        for number, entry in enumerate(kept)
+    ]
+
+
+def word_sentences(folder: Path, things: list[Concept]) -> list[str]:
+    """`りんごに関係のある言葉は、果物、赤です。` for every emoji but those of things that no stage may see."""
+    unseen = {hexcode for c in things if c.held_out == "never" for hexcode in c.emoji}
+    names = [c.name for c in things if c.held_out == "never" and c.kind]
     entries = json.loads((folder / "ja" / "data.json").read_text(encoding="utf-8"))
     sentences = [
         f"{entry['label']}に関係のある言葉は、{'、'.join(entry['tags'])}です。"
@@ -76,22 +101,24 @@ def word_sentences(folder: Path, concepts: list[Concept]) -> list[str]:
 
 
 def prepare(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
-    """Collect the drawings of all artists for all concepts."""
+    """Collect the drawings of all artists of all concepts and of things beyond them."""
     target = work / "drawings.jsonl"
     if target.exists():
         print(f"{target} is there already")
         return
     sets = {a.name: IconSet(download(a.package, a.version, work / "npm")) for a in tqdm(ARTISTS, desc="artists")}
     concepts = read_concepts()
-    words = word_sentences(download(*WORDS, work / "npm"), concepts)
+    folder = download(*WORDS, work / "npm")
+    things = [*concepts, *things_beyond(folder, concepts)]
+    words = word_sentences(folder, things)
     (work / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    drawings = [d for concept in tqdm(concepts, desc="concepts") for d in collect(concept, sets)]
+    drawings = [d for thing in tqdm(things, desc="things") for d in collect(thing, sets)]
     part = target.with_suffix(".part")
     write_drawings(drawings, part)
     part.rename(target)
     for artist in ARTISTS:
         own = [d for d in drawings if d.artist == artist.name]
-        print(f"{artist.name:28} {artist.role:8} {len(own):5} drawings of {len({d.concept for d in own})} concepts")
+        print(f"{artist.name:28} {artist.role:8} {len(own):5} drawings of {len({d.concept for d in own})} things")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Stage 7: the article's second stage, on the finished miniature: describe, mend, sort out, train on what is left.
 
-`python refine.py WORK` has `demo/` describe the training artists' drawings with `jminigpt4 refine`, whose editor is a
-server in this process that mends by rule (no language model is needed), trains the projection on from there with
+`python refine.py WORK` has `demo/` describe drawings of the training artists with `jminigpt4 refine`, whose editor is
+a server in this process that mends by rule (no language model is needed), trains the projection on from there with
 `jminigpt4 train --recipe stage2` -> WORK/refine/model, and asks both models about the unseen artists' drawings with
 `jminigpt4 evaluate`, and for texts as such data is made of -> WORK/stages.json. `demo/` stays as it is.
 """
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -18,11 +19,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from benchmark import questions_about, write_pictures
-from corpus import DESCRIPTION
-from drawings import HERE, read_concepts, read_drawings, stated_names
-from examine import UNSEEN
-from vision import TRAINING
+from benchmark import lines_about, questions_about, unseen_places, write_pictures
+from drawings import HERE, Drawing, read_drawings
+from scenes import TRAINING, UNSEEN
+from wordings import DESCRIPTION, NO_PICTURE, SMALL_TALK, UNKNOWN
 
 from jminigpt4.checkpoint import finished_folder
 from jminigpt4.japanese_text import health
@@ -31,20 +31,25 @@ from jminigpt4.refine.editing import GIVEN_UP
 
 DEMO = HERE.parent.parent / "demo"
 BEFORE, AFTER = "the demo before stage 2", "the demo after stage 2"
-WORDINGS = [argument for prompt in DESCRIPTION for argument in ("--prompt", prompt)]
+WORDINGS = [argument for prompt in DESCRIPTION if prompt for argument in ("--prompt", prompt)]
 ASKED = ("name", "kind", "description")  # what a second stage must not cost
-SHORTEST = 16  # characters: the miniature's descriptions are two short sentences
+DRAWINGS = 2  # of a concept, at most: all of them would take six times as long
+EXAMINED = 300  # of the drawings of each unseen artist, chosen at random
+SHORTEST = 18  # characters: the miniature's descriptions are two short sentences
 SENTENCE = re.compile(r"[^。!?！？]+[。!?！？]")
+# Sentences that say nothing of a picture, which the model falls into when it is asked to go on.
+IDLE = {each for text in (UNKNOWN, NO_PICTURE, *SMALL_TALK.values()) for each in SENTENCE.findall(text)}
 SAME_END = 4  # characters by which two sentences say the same kind of thing
 
 
 def mended(text: str) -> str:
-    """What a careful editor would leave of a text of the miniature: whole sentences, none that answers a question that
-    nobody asked, and of those that end alike, which say the same or contradict each other, the first."""
-    sentences = [each for each in SENTENCE.findall(text) if not each.startswith(("はい、", "いいえ、"))]
+    """What a careful editor would leave of a text of the miniature: whole sentences about the picture, none that
+    answers a question that nobody asked, and of those that end alike, which say the same or contradict each other, the
+    first."""
     kept: dict[str, str] = {}
-    for sentence in sentences:
-        kept.setdefault(sentence[:-1][-SAME_END:], sentence)
+    for sentence in SENTENCE.findall(text):
+        if sentence not in IDLE:
+            kept.setdefault(sentence[:-1][-SAME_END:], sentence)
     return "".join(kept.values()) or GIVEN_UP
 
 
@@ -97,32 +102,36 @@ def jminigpt4(*arguments: str | Path):
 
 
 def write_training_pictures(work: Path, folder: Path):
-    """The training artists' drawings of the concepts that the projection knows, on white."""
+    """Some of the training artists' drawings of each listed concept, on white."""
     if folder.exists():
         return
-    drawings = read_drawings(work / "drawings.jsonl")
-    names = set(stated_names(drawings))
+    of_concept: dict[str, list[Drawing]] = {}
+    for drawing in read_drawings(work / "drawings.jsonl"):
+        if drawing.artist in TRAINING and drawing.listed:
+            of_concept.setdefault(drawing.concept, []).append(drawing)
+    chance = random.Random(0)
+    chosen = [each for own in of_concept.values() for each in chance.sample(own, min(DRAWINGS, len(own)))]
     with finished_folder(folder) as unfinished:
-        for _ in write_pictures([d for d in drawings if d.artist in TRAINING and d.concept in names], unfinished):
+        for _ in write_pictures(chosen, unfinished):
             pass
 
 
 def write_questions(work: Path, folder: Path) -> dict[str, list[Path]]:
-    """Two benchmarks an unseen artist: the names and categories, and descriptions, asked for as [`refine`] asks."""
-    concepts = {concept.name: concept for concept in read_concepts()}
+    """Two benchmarks an unseen artist: names, kinds and descriptions; descriptions, asked for as [`refine`] asks."""
     drawings = read_drawings(work / "drawings.jsonl")
-    names, files = set(stated_names(drawings)), {}
+    questions, files = questions_about(unseen_places(drawings), drawings), {}
     for artist in UNSEEN:
-        shown = [each for each in drawings if each.artist == artist and each.concept in names]
+        places = [place for place in questions if drawings[place].artist == artist]
+        places = sorted(random.Random(0).sample(places, min(EXAMINED, len(places))))
+        pictures = write_pictures([drawings[place] for place in places], folder / artist)
         asked: list[str] = []
         described: list[str] = []
-        for number, (drawing, picture) in enumerate(write_pictures(shown, folder / artist)):
-            concept = concepts[drawing.concept]
-            asked += [
-                line for line in questions_about(drawing, picture, concept) if json.loads(line)["category"] in ASKED
-            ]
-            prompt = {"description": PROMPTS[number % len(PROMPTS)]}
-            described += questions_about(drawing, picture, concept, prompt)
+        for number, (place, (drawing, picture)) in enumerate(zip(places, pictures, strict=True)):
+            about = [each for each in questions[place] if each[0] in ASKED]
+            asked += lines_about(drawing, picture, about)
+            prompt = PROMPTS[number % len(PROMPTS)]
+            reworded = [(exam, prompt, answer) for exam, _, answer in about if exam == "description"]
+            described += lines_about(drawing, picture, reworded)
         files[artist] = [folder / f"{artist}-asked.jsonl", folder / f"{artist}-described.jsonl"]
         for file, lines in zip(files[artist], (asked, described), strict=True):
             file.write_text("".join(lines), encoding="utf-8")

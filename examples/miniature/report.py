@@ -1,33 +1,38 @@
-"""The table, the learning curve and the contact sheet of the miniature.
+"""The tables, the learning curve, the contact sheet and ten conversations of the miniature.
 
-`python report.py WORK` reads WORK/answers.json and the runs -> WORK/table.md; in this folder README.md's table,
-results.json, learning_curve.png and contact_sheet.png. Rows that were not examined in WORK stay as results.json has
-them; the two pictures are drawn where the projection of seed 0 was trained.
+`python report.py WORK` reads answers/, budget.json, photographs.json and stages.json of WORK and the runs ->
+WORK/table.md and WORK/conversations.md; in this folder README.md's tables, results.json, learning_curve.png,
+contact_sheet.png and conversations.md. Rows that were not examined in WORK stay as results.json has them; pictures and
+conversations are made where the projection of seed 0 was trained.
 """
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
+import conversations
 import matplotlib
 import numpy as np
 import torch
 import typer
-from align import load, with_projection
-from drawings import HERE, PICTURE_SIZE, plain_view
-from examine import QUESTIONS, UNSEEN, Examination, answers, encode
+from align import with_projection
+from budget import QFORMER as NEAREST
+from drawings import HERE, SAMPLES
+from examine import CANDIDATES, Examination, encode, read_answers
 from PIL import Image, ImageDraw, ImageFont
-from sacrebleu.metrics import CHRF
+from scenes import plain_view
+from scoring import Scores, malformed, mean_and_interval, name_said, scores_of, well_formed
 from tqdm import tqdm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-TITLES = {"emojione-v1": "EmojiOne 1 (colour)", "twemoji": "Twemoji (colour)", "openmoji": "OpenMoji (line)"}
-RESAMPLES = 1000
-SHEET_COLUMNS, SHEET_ROWS, CELL = 8, 5, 176
+TITLES = {"twemoji": "Twemoji (colour)", "openmoji": "OpenMoji (line)", "emojione-v1": "EmojiOne 1 (colour)"}
+SHEET_COLUMNS, SHEET_ROWS, CELL, DRAWN = 8, 5, 176, 160
 TRAINED, SEED = "trained projection", ", seed "  # how rows are called, and the rows of single seeds
+SAMPLED = "samples"  # names of the drawings that come with the demo
 # Measures of the text's health -> how the table calls them.
 HEALTH = {
     "repeated_ngrams": "repeated 4-grams",
@@ -36,57 +41,79 @@ HEALTH = {
     "empty": "empty",
     "not_japanese": "not Japanese",
 }
-DESCRIBED_KIND = "described kind"  # the second sentence of a description, said after the name
-
-
-def scores_of(given: list[str], true: list[str | None], question: str) -> np.ndarray:
-    """One number a drawing: 0 or 1, chrF (0-100) for descriptions, NaN where the question is not asked."""
-    if question == "description":
-        chrf = CHRF()
-        return np.array([chrf.sentence_score(g, [t]).score if t else np.nan for g, t in zip(given, true, strict=True)])
-    return np.array([float(g == t) if t else np.nan for g, t in zip(given, true, strict=True)])
-
-
-def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over drawings with its 95 % bootstrap interval; `values` `(seeds, drawings)` are averaged over seeds."""
-    per_drawing = values.mean(0)
-    per_drawing = per_drawing[~np.isnan(per_drawing)]
-    rng = np.random.default_rng(0)
-    means = [per_drawing[rng.integers(len(per_drawing), size=len(per_drawing))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(per_drawing.mean()), float(low), float(high)
+# Measure -> how the table calls it, and the goals that were set before: of Twemoji / OpenMoji, where they differ.
+GOALS = {
+    "name": ("name", "≥ 80 / 62"),
+    "kind": ("kind, asked outright", "≥ 85 / 75"),
+    "kind agrees": ("kind agrees with the name it says", "≥ 95"),
+    "same name": ("the same name, asked for name and kind", ""),
+    "colour": ("colour, clear ones", "≥ 65 / 50"),
+    "edible": ("食べられる?, mean over its answers", ""),
+    "confirmed": ("これは…ですか?, says rightly what it is", "≥ 85"),
+    "confirmed, asked true": ("… where it is that", ""),
+    "confirmed, asked false": ("… where it is not", ""),
+    "both named": ("two things: both named", "≥ 45"),
+    "left and right": ("two things: left and right right", ""),
+    "left and right, both named": ("… of those whose both were named", "≥ 80"),
+    "count": ("how many (1-3)", "≥ 75"),
+    "count, balanced": ("… mean over one, two and three", ""),
+    "fifth": ("fifth turn right where the first was", "≥ 90"),
+    "english": ("What is this?, answered in Japanese", ""),
+    "refused beyond": ("a thing beyond the list: 分かりません", ""),
+    "refused listed": ("a listed thing: 分かりません", ""),
+    "refused beyond at 10 % lost": ("beyond refused at 10 % of listed lost", "≥ 60"),
+    "beyond by unknown": ("AUROC of 分かりません, listed or beyond", ""),
+    "beyond by sure": ("AUROC of the answer's probability", ""),
+    "calibration error": ("calibration error of the name's probability", ""),
+    "well-formed": ("well-formed, of all answers", "100"),
+    SAMPLED: (f"name of the {len(SAMPLES)} samples", "≥ 92 (11)"),
+}
+DIGITS = {"well-formed": 2, "calibration error": 1}  # of numbers that say nothing when they are round
 
 
 Cells = dict[str, list[float]]
 Numbers = dict[str, dict[str, dict[str, Cells]]]
-"""`row -> artist -> held_out -> question -> [mean, low, high]`."""
+"""`row -> artist -> "-" (the listed things) -> measure -> [mean, low, high]`."""
 
 
 class Results:
-    """Scores of all answers: row -> question -> one number a drawing."""
+    """Scores of all answers: row -> measure -> one number an item."""
 
     def __init__(self, work: Path):
         self.examination = Examination(work)
-        self.said = json.loads((work / "answers.json").read_text(encoding="utf-8"))
-        drawings = self.examination.drawings
-        self.artists = np.array([d.artist for d in drawings])
-        self.held_out = np.array([d.held_out for d in drawings])
-        self.scores = {
-            row: {q: scores_of(given, self.examination.truth(q), q) for q, given in by_question.items()}
-            for row, by_question in tqdm(self.said.items(), desc="scores")
+        self.said = read_answers(work)
+        drawings, concepts = self.examination.drawings, self.examination.concepts
+        artists = [drawings[v.drawings[0]].artist if not v.training else "" for v in self.examination.views]
+        self.artists, self.pattern = np.array(artists), well_formed(concepts.values())
+        self.scores: dict[str, dict[str, Scores]] = {
+            row: scores_of(said, self.examination.asked, concepts, self.pattern)
+            for row, said in tqdm(self.said.items(), desc="scores")
         }
-        kinds = [f"。{kind}" for kind in self.examination.truth("kind")]
-        for row, by_question in self.said.items():
-            ends = zip(by_question["description"], kinds, strict=True)
-            self.scores[row][DESCRIBED_KIND] = np.array([float(given.endswith(kind)) for given, kind in ends])
+        samples = self._samples()
+        for scores in self.scores.values():
+            if "name" in scores:
+                scores[SAMPLED] = scores["name"].about(samples)
 
-    def cell(self, rows: list[str], question: str, chosen: np.ndarray) -> tuple[float, float, float] | None:
-        if any(question not in self.scores[row] for row in rows):
-            return None
-        return mean_and_interval(np.stack([self.scores[row][question][chosen] for row in rows]))
+    def _samples(self) -> np.ndarray:
+        """The pictures of the demo's sample drawings, the first of their concept by Twemoji."""
+        drawings, views = self.examination.drawings, self.examination.views
+        own = {d.concept: i for i, d in reversed(list(enumerate(drawings))) if d.artist == "twemoji"}
+        wanted = {own[concept] for concept in SAMPLES.values() if concept in own}
+        return np.array([n for n, v in enumerate(views) if not v.training and set(v.drawings) <= wanted], int)
 
-    def where(self, artist: str, held_out: str = "-") -> np.ndarray:
-        return (self.artists == artist) & (self.held_out == held_out)
+    def malformed(self, row: str) -> list[str]:
+        exams = self.said[row].values()
+        return malformed((text for e in exams for answers in e["answers"] for text in answers), self.pattern)
+
+    def cells(self, rows: list[str], artist: str) -> Cells:
+        """All measures that every one of the rows has, as means over them."""
+        views, cells = np.flatnonzero(self.artists == artist), {}
+        for measure in self.scores[rows[0]]:
+            if all(measure in self.scores[row] for row in rows):
+                cell = mean_and_interval([self.scores[row][measure].about(views) for row in rows])
+                if cell is not None:
+                    cells[measure] = [round(value, 4) for value in cell]
+        return cells
 
 
 def seeds_of(title: str, rows: Iterable[str]) -> list[str]:
@@ -99,19 +126,8 @@ def numbers(results: Results) -> Numbers:
     means = dict.fromkeys(row.partition(SEED)[0] for row in results.said if SEED in row)
     rows = {title: seeds_of(title, results.said) for title in means} | {row: [row] for row in results.said}
     return {
-        title: {
-            artist: {
-                held_out: {
-                    q: [round(v, 4) for v in cell]
-                    for q in (*QUESTIONS, DESCRIBED_KIND)
-                    if (cell := results.cell(members, q, results.where(artist, held_out))) is not None
-                }
-                for held_out in ("-", "align", "never")
-                if results.where(artist, held_out).any()
-            }
-            for artist in UNSEEN
-        }
-        for title, members in rows.items()
+        title: {artist: {"-": results.cells(members, artist)} for artist in TITLES}
+        for title, members in tqdm(rows.items(), desc="intervals")
     }
 
 
@@ -124,80 +140,113 @@ def with_published(examined: Numbers, path: Path = HERE / "results.json") -> Num
     return {row: rows[row] for row in sorted(rows, key=lambda row: not row.startswith(TRAINED))}
 
 
-def shown(cell: list[float] | None, percent: bool = True, interval: bool = True) -> str:
+def read_if_there(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tables
+
+
+def shown(cell: list[float] | None, percent: bool = True, interval: bool = True, digits: int | None = None) -> str:
     if cell is None:
         return "–"
     mean, low, high = (100 * v for v in cell) if percent else cell
-    return f"{mean:.0f} ({low:.0f}–{high:.0f})" if interval else f"{mean:.1f}"
+    digits = (0 if interval else 1) if digits is None else digits
+    return f"{mean:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})" if interval else f"{mean:.{digits}f}"
 
 
-def markdown(rows: Numbers, results: Results) -> str:
-    """The tables as Markdown."""
-    parts = (
+def markdown(rows: Numbers, budget: dict, photographs: dict) -> str:
+    """The tables as Markdown; those without rows are left out."""
+    tables = (
         _table_of_rows(rows),
+        _table_of_goals(rows),
         _table_of_seeds(rows),
-        _table_of_questions(rows),
-        _table_of_held_out(rows, results),
+        _table_of_budget(budget),
+        _table_of_readout(budget),
+        _table_of_photographs(photographs),
         _table_of_stages(rows),
     )
-    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+    return "\n\n".join("\n".join(lines) for lines in tables if len(lines) > 2) + "\n"
+
+
+def _head(*titles: str) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
 
 
 def _table_of_rows(rows: Numbers) -> list[str]:
-    lines = ["| per cent exact (95 % interval); description: chrF | artist | name | category | description |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = _head(
+        "per cent right (95 % interval); description: chrF", "artist", "name", "kind", "colour", "description"
+    )
     for title in (row for row in rows if SEED not in row):
         seeds = len(seeds_of(title, rows))
         bold = title.replace(TRAINED, f"**{TRAINED}**") if seeds else title
-        for artist in ("twemoji", "emojione-v1", "openmoji"):
+        for artist in TITLES:
             cells = rows[title][artist]["-"]
-            texts = [shown(cells[q], percent=q != "description") for q in ("name", "kind", "description")]
+            texts = [
+                shown(cells.get(q), percent=q != "description") for q in ("name", "kind", "colour", "description")
+            ]
             mean = f" (mean of {seeds} seeds)" if seeds else ""
             lines.append(f"| {bold}{mean} | {TITLES[artist]} | {' | '.join(texts)} |")
     return lines
 
 
+def _table_of_goals(rows: Numbers) -> list[str]:
+    seeds = len(seeds_of(TRAINED, rows))
+    lines = _head(f"{TRAINED}, mean of {seeds} seeds, per cent", "goal", *TITLES.values())
+    if TRAINED not in rows:
+        return []
+    for measure, (title, goal) in GOALS.items():
+        cells = [rows[TRAINED][artist]["-"].get(measure) for artist in TITLES]
+        texts = " | ".join(shown(cell, digits=DIGITS.get(measure)) for cell in cells)
+        if any(cells):
+            lines.append(f"| {title} | {goal or '–'} | {texts} |")
+    return lines
+
+
 def _table_of_seeds(rows: Numbers) -> list[str]:
-    lines = [
-        "| single seeds | " + " | ".join(f"{TITLES[a]}: name, category" for a in UNSEEN) + " |",
-        "|---|---|---|---|",
-    ]
+    lines = _head("single seeds", *(f"{title}: name, kind" for title in TITLES.values()))
     for row in (row for row in rows if SEED in row):
-        cells = [", ".join(shown(rows[row][a]["-"][q], interval=False) for q in ("name", "kind")) for a in UNSEEN]
+        cells = [", ".join(shown(rows[row][a]["-"].get(q), interval=False) for q in ("name", "kind")) for a in TITLES]
         lines.append(f"| {row.removeprefix(TRAINED).removeprefix(', ')} | {' | '.join(cells)} |")
     return lines
 
 
-def _table_of_questions(rows: Numbers) -> list[str]:
-    lines = ["| question | " + " | ".join(f"{TITLES[a]} | most frequent answer" for a in UNSEEN) + " |"]
-    lines += ["|---|" + "---|---|" * len(UNSEEN)]
-    asked = QUESTIONS | {DESCRIBED_KIND: f"{QUESTIONS['description']}: the category in it"}
-    for question in [q for q in asked if q != "description"]:
-        cells = [
-            f"{shown(rows[TRAINED][a]['-'][question])} | "
-            f"{shown(rows['most frequent answer'][a]['-'][question], interval=False)}"
-            for a in UNSEEN
-        ]
-        lines.append(f"| {asked[question]} | {' | '.join(cells)} |")
+def _table_of_budget(budget: dict) -> list[str]:
+    lines = _head("where it is lost, seed 0", *(f"{title}: name | kind" for title in TITLES.values()))
+    lines[1] += "---|" * len(TITLES)
+    for stage, artists in budget.get("stages", {}).items():
+        cells = [shown(artists.get(a, {}).get(q)) for a in TITLES for q in ("name", "kind")]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
     return lines
 
 
-def _table_of_held_out(rows: Numbers, results: Results) -> list[str]:
-    lines = ["| concepts | artist | drawings | name | category |", "|---|---|---|---|---|"]
-    for held_out, title in (("align", "unseen by the projection only"), ("never", "unseen by every stage")):
-        for artist in UNSEEN:
-            cells = rows[TRAINED][artist].get(held_out, {})
-            texts = " | ".join(shown(cells.get(q)) for q in ("name", "kind"))
-            lines.append(f"| {title} | {TITLES[artist]} | {results.where(artist, held_out).sum()} | {texts} |")
+def _table_of_readout(budget: dict) -> list[str]:
+    """What the language model alone reads of a name that is laid before it, before any picture."""
+    readout = budget.get("readout", {})
+    lines = _head("read by the language model alone", *(f"cosine {cosine}" for cosine in readout.get("said", {})))
+    for title, key in (("the nearest name is the one meant", "nearest"), ("it is said", "said")):
+        if key in readout:
+            lines.append(f"| {title} | {' | '.join(f'{100 * share:.0f}' for share in readout[key].values())} |")
+    return lines
+
+
+def _table_of_photographs(photographs: dict) -> list[str]:
+    """What the projection of each seed says about photographs."""
+    seeds = len(next(iter(photographs.values()))["said"]) if photographs else 0
+    lines = _head("photographs of scikit-image", "shows", *(f"seed {seed}" for seed in range(seeds)))
+    for name, each in photographs.items():
+        lines.append(f"| {name} | {each['shown']} | {' | '.join(each['said'])} |")
     return lines
 
 
 def _table_of_stages(rows: Numbers) -> list[str]:
-    titles = ["descriptions, chrF", *(f"{name}, %" for name in HEALTH.values())]
-    lines = ["| before and after stage 2 | artist | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
-    for title in (row for row in rows if "described" in rows[row][UNSEEN[0]]["-"]):
-        for artist in ("twemoji", "emojione-v1", "openmoji"):
-            cells = rows[title][artist]["-"]
+    lines = _head(
+        "before and after stage 2", "artist", "descriptions, chrF", *(f"{name}, %" for name in HEALTH.values())
+    )
+    for title, artists in rows.items():
+        for artist in (artist for artist in TITLES if "described" in artists.get(artist, {}).get("-", {})):
+            cells = artists[artist]["-"]
             shares = [
                 f"{cells[f'health, {measure}'][0]:.1f}, {cells[f'longer, {measure}'][0]:.1f}" for measure in HEALTH
             ]
@@ -209,10 +258,8 @@ def _table_of_stages(rows: Numbers) -> list[str]:
 
 def stages(work: Path) -> Numbers:
     """The rows that `refine.py` wrote; measures of health are cells of one number, `health, loops`."""
-    path = work / "stages.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     rows: Numbers = {}
-    for title, artists in written.items():
+    for title, artists in read_if_there(work / "stages.json").items():
         for artist, cells in artists.items():
             shares = {
                 f"{kind}, {name}": [cells[kind][name] or 0.0] for kind in ("health", "longer") for name in HEALTH
@@ -223,22 +270,45 @@ def stages(work: Path) -> Numbers:
     return rows
 
 
+def nearest(budget: dict) -> Numbers:
+    """The control without a language model, a line of the error budget, as a row of the table."""
+    stage = budget.get("stages", {}).get(NEAREST)
+    return {NEAREST: {artist: {"-": cells} for artist, cells in stage.items()}} if stage else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pictures
+
+
 def learning_curve(work: Path, examination: Examination, path: Path) -> None:
-    """Exact names of unseen artists' drawings against conversations seen by the one Linear, at each checkpoint."""
-    model, processor = load(work / "assembled")
-    features = encode(model, examination.maps(), examination.places)
-    artists = np.array([d.artist if d.held_out == "-" else "" for d in examination.drawings])
-    truth = np.array([t or "" for t in examination.truth("name")])
-    points = []
-    for checkpoint in tqdm(sorted((work / "run-0").glob("checkpoint-*"), key=_step), desc="learning curve"):
-        said = np.array(answers(with_projection(model, checkpoint), processor, features, QUESTIONS["name"]))
-        points.append((_step(checkpoint), {a: (said == truth)[artists == a].mean() for a in UNSEEN}))
+    """Exact names of unseen artists' drawings against optimiser steps of the one Linear, at each checkpoint. What was
+    said is asked once: its shares stay in WORK/learning_curve.json."""
+    kept = work / "learning_curve.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(_learnt(work, examination)) + "\n", encoding="utf-8")
+    points = json.loads(kept.read_text(encoding="utf-8"))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for artist in UNSEEN:
-        axes.plot([step for step, _ in points], [100 * hits[artist] for _, hits in points], "o-", label=TITLES[artist])
+    for artist, title in TITLES.items():
+        axes.plot([step for step, _ in points], [100 * hits[artist] for _, hits in points], "o-", label=title)
     axes.set(xlabel="optimiser steps of the one Linear", ylabel="exact name, per cent", ylim=(0, 100))
     axes.grid(alpha=0.3), axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _learnt(work: Path, examination: Examination) -> list[tuple[int, dict[str, float]]]:
+    """Step and share of exact names of each artist, at each checkpoint of seed 0."""
+    speaker, asked = CANDIDATES[f"{TRAINED}{SEED}0"].speaker(work), examination.asked["name"]
+    views = [each.view for each in asked]
+    features = dict(zip(views, encode(speaker.model, work / "eyes", views), strict=True))
+    artists = np.array([examination.drawings[examination.views[view].drawings[0]].artist for view in views])
+    points = []
+    for checkpoint in tqdm(sorted((work / "run-0").glob("checkpoint-*"), key=_step), desc="learning curve"):
+        with_projection(speaker.model, checkpoint)
+        said = speaker.hold(asked, features).answers
+        right = np.array([answers[-1] == each.truth[-1] for answers, each in zip(said, asked, strict=True)])
+        points.append((_step(checkpoint), {a: float(right[artists == a].mean()) for a in TITLES}))
+    return points
 
 
 def _step(checkpoint: Path) -> int:
@@ -247,18 +317,23 @@ def _step(checkpoint: Path) -> int:
 
 def contact_sheet(results: Results, path: Path) -> None:
     """Drawings by Twemoji, drawn at random, each with what seed 0 says: right in black, wrong in red."""
-    rng, given = np.random.default_rng(0), results.said[f"{TRAINED}{SEED}0"]["name"]
-    drawings, truth = results.examination.drawings, results.examination.truth("name")
-    places = rng.choice(np.flatnonzero(results.where("twemoji")), SHEET_COLUMNS * SHEET_ROWS, replace=False)
+    given, asked = results.said[f"{TRAINED}{SEED}0"]["name"]["answers"], results.examination.asked["name"]
+    theirs = [i for i, each in enumerate(asked) if results.artists[each.view] == "twemoji"]
+    number_of = min(SHEET_COLUMNS * SHEET_ROWS, len(theirs))
     sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, SHEET_ROWS * (CELL + 22)), "white")
     pen, font = ImageDraw.Draw(sheet), _japanese_font(15)
-    for number, place in enumerate(places):
+    for number, place in enumerate(np.random.default_rng(0).choice(theirs, number_of, replace=False)):
         x, y = number % SHEET_COLUMNS * CELL, number // SHEET_COLUMNS * (CELL + 22)
-        sheet.paste(plain_view(drawings[place]), (x + (CELL - PICTURE_SIZE) // 2, y))
-        text = given[place].removesuffix("が写っています。")
-        colour = "black" if given[place] == truth[place] else "#c00"
-        pen.text((x + CELL / 2, y + PICTURE_SIZE + 16), text, colour, font, anchor="mm")
+        drawing = results.examination.drawings[results.examination.views[asked[place].view].drawings[0]]
+        sheet.paste(plain_view(drawing, DRAWN), (x + (CELL - DRAWN) // 2, y))
+        said = given[place][-1]
+        colour = "black" if said == asked[place].truth[-1] else "#c00"
+        pen.text((x + CELL / 2, y + DRAWN + 16), _fitting(name_said(said) or said), colour, font, anchor="mm")
     sheet.quantize(128).save(path, optimize=True)
+
+
+def _fitting(text: str, most: int = 11) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _japanese_font(size: int) -> ImageFont.FreeTypeFont:
@@ -283,18 +358,22 @@ def put_into_readme(table: str, path: Path = HERE / "README.md") -> None:
 
 
 def report(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
-    """Write table, numbers and pictures."""
+    """Write tables, numbers, pictures and conversations."""
     torch.manual_seed(0)
-    results = Results(work)
-    rows = with_published(numbers(results) | stages(work))
-    table = markdown(rows, results)
+    results, budget = Results(work), read_if_there(work / "budget.json")
+    rows = with_published(numbers(results) | nearest(budget) | stages(work))
+    table = markdown(rows, budget, read_if_there(work / "photographs.json"))
     (work / "table.md").write_text(table, encoding="utf-8")
     put_into_readme(table)
     (HERE / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if f"{TRAINED}{SEED}0" in results.said:
         contact_sheet(results, HERE / "contact_sheet.png")
         learning_curve(work, results.examination, HERE / "learning_curve.png")
+        conversations.write(work, results.examination, work / "conversations.md")
+        shutil.copy(work / "conversations.md", HERE / "conversations.md")
     print(table)
+    for row in seeds_of(TRAINED, results.said):
+        print(f"{row}: malformed are {results.malformed(row)[:10] or 'none'}")
 
 
 if __name__ == "__main__":

