@@ -257,12 +257,11 @@ def _group(line: str, number: int, processor: JMiniGPT4Processor) -> EncodedGrou
     for question, answer in (
         ("何が写っていますか?", f"{name}が写っています。"),
         ("これは何?", f"{name}です。"),
-        ("何の仲間ですか?", f"{kind}の仲間です。"),
-        ("", f"{name}の絵です。"),
-        ("説明して", f"これは{name}の絵です。{kind}の仲間です。"),
+        ("何の仲間ですか?", f"{name}は{kind}の仲間です。"),
+        ("何の絵ですか?", f"{name}の絵です。"),
+        ("説明して", f"これは{name}の絵です。{name}は{kind}の仲間です。"),
     ):
-        asked = [{"type": "text", "text": question}] if question else []
-        user = {"role": "user", "content": [{"type": "image"}, *asked]}
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         encoded = processor.encode_segments([user, assistant])
         rows.append(EncodedRow(list(encoded["input_ids"]), list(encoded["labels"])))

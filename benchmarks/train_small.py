@@ -88,8 +88,7 @@ def main():
             processor = JMiniGPT4Processor.from_pretrained(DEMO)
             if not options.trained:
                 torch.manual_seed(0)
-                torch.nn.init.normal_(model.model.language_projection.weight, std=0.003)
-                torch.nn.init.zeros_(model.model.language_projection.bias)
+                model.model.language_projection.reset_parameters()
             began, wall = time.process_time(), time.perf_counter()
             output = Path(folder) / f"run-{count}"
             result = train(
