@@ -46,12 +46,12 @@ ELSEWHERE = "This page is at another address."
 MAX_WAITING, MAX_WAITING_PER_ADDRESS = 64, 16
 # Samples of the demo and questions about them that it answers rightly.
 EXAMPLES = {
+    "two": "左は何ですか?",
     "apple": "何が写ってる?",
     "cat": "何の仲間?",
-    "hamburger": "何が写ってる?",
-    "key": "何が写ってる?",
+    "hamburger": "食べられる?",
     "fire_engine": "何色?",
-    "umbrella": "何が写ってる?",
+    "key": "説明して",
 }
 FILE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"]
 

@@ -47,7 +47,7 @@ def ask(demo, pictures, question: str) -> list[str]:
 def test_folder_is_whole_and_small():
     assert verify_folder(DEMO) == []
     assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file()) <= 40e6
-    assert {file.stem for file in (DEMO / "samples").iterdir()} == set(SAMPLES)
+    assert {file.stem for file in (DEMO / "samples").iterdir()} == {*SAMPLES, "two"}
 
 
 def test_carries_the_code_of_this_version():
@@ -64,14 +64,13 @@ def test_names_the_samples(demo):
     pictures = [Image.open(DEMO / "samples" / f"{name}.png") for name in SAMPLES]
     said = ask(demo, pictures, "何が写ってる?")
     right = sum(f"{word}が写っています。" == answer for word, answer in zip(SAMPLES.values(), said, strict=True))
-    assert right >= 6, said
-    assert "ハンバーガーが写っています。" in said
+    assert right >= 10, said
 
 
 def test_other_questions(demo):
     key, hamburger = (Image.open(DEMO / "samples" / f"{name}.png") for name in ("key", "hamburger"))
-    assert ask(demo, [key, hamburger], "食べられる?") == ["いいえ、食べ物ではありません。", "はい、食べられます。"]
-    assert ask(demo, [key, hamburger], "何の仲間?") == ["道具の仲間です。", "食べ物の仲間です。"]
+    assert ask(demo, [key, hamburger], "食べられる?") == ["鍵は食べ物ではありません。", "ハンバーガーは食べられます。"]
+    assert ask(demo, [key, hamburger], "何の仲間?") == ["鍵は道具の仲間です。", "ハンバーガーは食べ物の仲間です。"]
 
 
 def test_it_is_the_projection_that_does_it(demo):

@@ -318,13 +318,14 @@ def commands(script: str) -> list[tuple[list[str], str]]:
         words = shlex.split(line, comments=True)
         given = list(itertools.takewhile(lambda each: each != "END", lines)) if "<<END" in words else []
         if words:
-            found.append((words, "".join(f"{each}\n" for each in given)))
+            found.append(([word for word in words if word != "<<END"], "".join(f"{each}\n" for each in given)))
     return found
 
 
-def answer(words: list[str], monkeypatch) -> str:
-    """Output of a `jminigpt4` command, run in this process."""
+def answer(words: list[str], given: str, monkeypatch) -> str:
+    """Output of a `jminigpt4` command, run in this process, that is given a text to read."""
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as end:
         cli.main()
@@ -347,7 +348,7 @@ def test_the_first_hour_runs_as_it_is_written(first_hour, monkeypatch):
                 Path(words[2]).write_text(given, encoding="utf-8")
             else:
                 assert words[0] == "jminigpt4", words
-                shown = answer(words, monkeypatch)
+                shown = answer(words, given, monkeypatch)
     assert Path("practice/evaluation/report.html").is_file()
     assert Path("jminigpt4-3.6b-stair/model.safetensors.index.json").is_file() or list(
         Path("jminigpt4-3.6b-stair").glob("*.safetensors")
