@@ -60,10 +60,8 @@ def write_random(folder: Path, layers: int):
     """Some layers of rinna/japanese-gpt-neox-3.6b and its head, behind the smallest encoder there can be."""
     rinnas: dict[str, Any] = {**JAPANESE_GPT_NEOX_3_6B, "num_hidden_layers": layers}
     processor = JMiniGPT4Processor.from_pretrained(DEMO)  # not needed here, but a checkpoint has one that fits
-    config = small_config(
-        (32, 1, 2), (32, 1, 2), (32, 1, 2), image_size=28, image_token_id=processor.image_token_id, **rinnas
-    )
-    config.num_query_tokens = processor.num_query_tokens
+    shared = {name: getattr(processor, name) for name in ("image_token_id", "num_query_tokens")}
+    config = small_config((32, 1, 2), (32, 1, 2), (32, 1, 2), image_size=28, **shared, **rinnas)
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

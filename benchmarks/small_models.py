@@ -26,6 +26,7 @@ def small_config(
     vision_intermediate_size: int | None = None,
     image_size: int = 224,
     image_token_id: int = 6,
+    num_query_tokens: int = 32,
     **text: Any,
 ) -> JMiniGPT4Config:
     """Image encoder, Q-Former and GPT-NeoX, each by its width, layers and heads.
@@ -42,4 +43,5 @@ def small_config(
         qformer_config=Blip2QFormerConfig(**wide[1], encoder_hidden_size=vision[0], vocab_size=8),
         text_config={**JAPANESE_GPT_NEOX_3_6B, "vocab_size": 4096, **wide[2], **text},
         image_token_id=image_token_id,
+        num_query_tokens=num_query_tokens,
     )

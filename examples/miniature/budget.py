@@ -23,7 +23,7 @@ from drawings import COLOURS, listed_concepts
 from examine import BATCH, CANDIDATES, Examination, read_answers
 from pretrain_language import EOS, PAD, Sequences
 from queries import PARTS, QUERIES
-from questions import NAME
+from questions import NAME, name_answer
 from scoring import Scores, mean_and_interval, scores_of, well_formed
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -222,7 +222,7 @@ def readout(folder: Path) -> dict[str, Any]:
     for cosine in COSINES:
         meant = rng.integers(len(names), size=TRIES)
         vectors = np.stack([at_cosine(names[number], cosine, rng) for number in meant])
-        truth = [f"{reader.concepts[number].name}が写っています。" for number in meant]
+        truth = [name_answer(reader.concepts[number].name) for number in meant]
         result["nearest"][str(cosine)] = float(((vectors @ names.T).argmax(1) == meant).mean())
         hits = [said == true for said, true in zip(reader.say(vectors), truth, strict=True)]
         result["said"][str(cosine)] = float(np.mean(hits))

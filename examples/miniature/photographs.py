@@ -14,7 +14,7 @@ import typer
 from align import SEEDS
 from examine import CANDIDATES
 from PIL import Image
-from questions import NAME, Asked
+from questions import NAME, Asked, name_answer
 from skimage import data
 
 # The name of the picture in `skimage.data` -> what it shows.
@@ -34,7 +34,7 @@ def photograph(name: str) -> Image.Image:
 def ask(work: Annotated[Path, typer.Argument(help="folder for everything the recipe makes")]) -> None:
     """Ask all seeds for the name of what each photograph shows."""
     said: dict[str, dict] = {name: {"shown": shown, "said": []} for name, shown in SHOWN.items()}
-    asked = [Asked(number, (NAME,), (f"{shown}が写っています。",)) for number, shown in enumerate(SHOWN.values())]
+    asked = [Asked(number, (NAME,), (name_answer(shown),)) for number, shown in enumerate(SHOWN.values())]
     for seed in SEEDS:
         speaker = CANDIDATES[f"trained projection, seed {seed}"].speaker(work)
         pixels = speaker.processor.image_processor([photograph(name) for name in SHOWN], return_tensors="pt")

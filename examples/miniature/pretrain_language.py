@@ -28,7 +28,7 @@ from tqdm import trange
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from wordings import BEYOND
 
-from jminigpt4.checkpoint import finished_folder
+from jminigpt4.checkpoint import finished_file, finished_folder
 
 VOCABULARY, LONGEST_PIECE = 2700, 6  # a long name is two or three pieces
 PAD, BOS, EOS = 0, 2, 3
@@ -252,11 +252,12 @@ def keep_copying(model: PreTrainedModel) -> list[torch.nn.Parameter]:
         fused, learning = last.query_key_value.weight, torch.ones(HEADS, 3, WIDTH // HEADS, 1)
         learning[:, 2] = 0
         last.dense.requires_grad_(False)
+        mask = learning.reshape(-1, 1)
     else:
         fused, learning = last.c_attn.weight, torch.ones(1, 3, WIDTH)
         learning[:, 2] = 0
         last.c_proj.requires_grad_(False)
-    mask = learning.reshape(-1, 1) if hasattr(last, "query_key_value") else learning.reshape(1, -1)
+        mask = learning.reshape(1, -1)
     fused.register_hook(lambda gradient: gradient * mask)
     return [fused]
 
@@ -308,13 +309,7 @@ def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int)
     """Trains on freshly drawn sequences; the state is written every 200 steps, and training goes on from it."""
     undecayed = keep_copying(model)
     optimizers = optimizers_of(model, getattr(model, model.base_model_prefix), 0.05, undecayed)
-    start = 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        start = saved["step"]
+    start = read_state(state, model, optimizers)
     progress = trange(start, steps, initial=start, total=steps, desc="language model", mininterval=10)
     embedding: Any = model.get_input_embeddings()
     for step in progress:
@@ -327,10 +322,25 @@ def train(model: PreTrainedModel, sequences: Sequences, state: Path, steps: int)
         take_step(optimizers, learning_rate(step, steps, LEARNING_RATE))
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % 200 == 0:
-            part = state.with_suffix(".part")
-            kept = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save({"model": model.state_dict(), "optimizers": kept, "step": step + 1}, part)
-            part.rename(state)
+            write_state(state, model, optimizers, step + 1)
+
+
+def write_state(path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """All that training needs to go on behind so many steps."""
+    kept = [optimizer.state_dict() for optimizer in optimizers]
+    with finished_file(path) as part:
+        torch.save({"model": model.state_dict(), "optimizers": kept, "step": step}, part)
+
+
+def read_state(path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """The counterpart of [`write_state`]; gives the steps that are done, 0 where there is no file."""
+    if not path.exists():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
+    return saved["step"]
 
 
 def take_step(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

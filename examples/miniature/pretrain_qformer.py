@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import typer
 from drawings import COLOURS, COLOURS_ENGLISH, Concept, listed_concepts, read_drawings
-from pretrain_language import learning_rate, optimizers_of, take_step
+from pretrain_language import learning_rate, optimizers_of, read_state, take_step, write_state
 from queries import ARRANGEMENTS, PARTS, QUERIES, WIDTH
 from safetensors.torch import save_file
 from scenes import View, read_views
@@ -204,10 +204,9 @@ def pretrain(
     seen = Seen.read(work, "eyes-random" if random else "eyes", concepts)
     encoder, english = QueryEncoder(), EnglishSide(concepts)
     both = nn.ModuleDict({"encoder": encoder, "english": english})
-    optimizers, first = optimizers_of(both, encoder.qformer, weight_decay=0.1), 0
+    optimizers = optimizers_of(both, encoder.qformer, weight_decay=0.1)
     state = work / f"{target.name}.state.pt"
-    if state.exists():
-        first = _go_on(torch.load(state, weights_only=True), both, optimizers)
+    first = read_state(state, both, optimizers)
     taught = np.flatnonzero([view.training for view in seen.views])
     asked = _asked(seen, drawings)
     for step in (progress := trange(first, steps, initial=first, total=steps, desc=target.name, mininterval=10)):
@@ -221,9 +220,7 @@ def pretrain(
         take_step(optimizers, learning_rate(step, steps, LEARNING_RATE))
         progress.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
         if (step + 1) % 200 == 0:
-            kept = {"model": both.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1}
-            torch.save(kept, part := state.with_suffix(".part"))
-            part.rename(state)
+            write_state(state, both, optimizers, step + 1)
         if (step + 1) % ASK_EVERY == 0:
             for title, places in asked.items():
                 told = accuracies(encoder, english, seen, places)
@@ -231,13 +228,6 @@ def pretrain(
                     f"{step + 1} {title}: {', '.join(f'{part} {hit:.2f}' for part, hit in told.items())}", flush=True
                 )
     write(encoder, target)
-
-
-def _go_on(saved: dict, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
-    model.load_state_dict(saved["model"])
-    for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
-    return saved["step"]
 
 
 def _asked(seen: Seen, drawings: list) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from align import scene_of
 from corpus import Scene, colour_answer, description, edible_answer, kind_answer, names
 from drawings import Concept, Drawing
 from scenes import View
-from wordings import COUNTS, SIDES
+from wordings import COUNTS, NAMING, SIDES, UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,21 @@ def asked(exam: str, views: list[View], drawings: list[Drawing], concepts: dict[
 Turns = list[tuple[str, str | None]]
 
 
+def name_answer(names: str) -> str:
+    """The right answer to NAME."""
+    return NAMING[NAME].format(names)
+
+
 def _plain(view: View, scene: Scene) -> bool:
     return view.kind == "plain" and scene.listed
 
 
 def _name(view, scene, rng, pool) -> Turns | None:
-    return [(NAME, f"{names(scene)}が写っています。")] if _plain(view, scene) else None
+    return [(NAME, name_answer(names(scene)))] if _plain(view, scene) else None
 
 
 def _beyond(view, scene, rng, pool) -> Turns | None:
-    return None if scene.listed else [(NAME, "すみません、それは分かりません。")]
+    return None if scene.listed else [(NAME, UNKNOWN)]
 
 
 def _kind(view, scene, rng, pool) -> Turns | None:
@@ -109,7 +114,7 @@ def _two(view, scene, rng, pool) -> Turns | None:
         return None
     places = zip(SIDES[scene.arrangement], scene.things, strict=True)
     sides = [(f"{side}は?", f"{side}は{thing.concept.name}です。") for side, thing in places]
-    return [(NAME, f"{names(scene)}が写っています。"), *sides]
+    return [(NAME, name_answer(names(scene))), *sides]
 
 
 def _count(view, scene, rng, pool) -> Turns | None:

@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from corpus import Scene, Thing, comparing, conversation, without_picture
 from drawings import COLOURS, Concept, listed_concepts
-from questions import Asked
+from questions import Asked, name_answer
 from sacrebleu.metrics import CHRF
 from wordings import ADJECTIVES, COUNTS, DRINKING, EATING, MANY_COLOURS, NAMING, NO_PICTURE, SIDES, SMALL_TALK, UNKNOWN
 
@@ -162,7 +162,7 @@ def same_name(named: str, answer: str, kinds: str) -> float:
 
 def both_named(answer: str, names: Sequence[str]) -> float:
     """Whether it names two things, in any order; told from the whole, as と is also in names."""
-    return float(answer in [f"{'と'.join(order)}が写っています。" for order in (names, names[::-1])])
+    return float(answer in [name_answer("と".join(order)) for order in (names, names[::-1])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

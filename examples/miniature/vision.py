@@ -33,10 +33,10 @@ def load_tower(random: bool = False) -> TimmWrapperModel:
     """EfficientNet-Lite2 without its classifier; `random` leaves the weights as they are initialised (seed 0)."""
     torch.manual_seed(0)
     pictures = {"input_size": [3, PICTURE_SIZE, PICTURE_SIZE], "mean": [0.5] * 3, "std": [0.5] * 3}
-    settings: dict[str, Any] = {
-        "architecture": "tf_efficientnet_lite2", "pretrained_cfg": pictures | {"interpolation": "bicubic"},
-    }  # fmt: skip
-    config = TimmWrapperConfig(**settings, do_pooling=False, initializer_range=0.02)
+    settings: dict[str, Any] = {"pretrained_cfg": pictures | {"interpolation": "bicubic"}}
+    config = TimmWrapperConfig(
+        architecture="tf_efficientnet_lite2", do_pooling=False, initializer_range=0.02, **settings
+    )
     tower = TimmWrapperModel(config).eval().requires_grad_(False)
     if random:
         return tower
