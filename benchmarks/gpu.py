@@ -40,6 +40,7 @@ class Words:
     not_run: str
     measured: str
     training: str
+    packs: str
     decoding: str
     encoding: str
     checks: str
@@ -60,6 +61,7 @@ CPUs only says so where it stands.
     measured="{device}, torch {torch}, {dtype}, language model of {billions:.2f} billion parameters; "
     "{peak:.1f} TFLOP/s and {memory:.2f} TB/s measured; {held:.1f} GB held at most.\n",
     training="| training step | seconds | speed | rows/s | MFU | rows per GB | gradient, relative |",
+    packs="| twice the pictures, by `pack_tokens` | packs | seconds | the article's way | speed |",
     decoding="| decoding | tokens/s | of what the memory allows |",
     encoding="Encoding: {pictures_per_second:.0f} pictures/s, MFU {mfu:.0%}.",
     checks="| checked against float32 on the CPU | relative difference |",
@@ -79,6 +81,7 @@ JAPANESE = Words(
     measured="{device}、torch {torch}、{dtype}、言語モデルは {billions:.2f}B パラメータ。"
     "実測の性能は {peak:.1f} TFLOP/s と {memory:.2f} TB/s、メモリは最大 {held:.1f} GB。\n",
     training="| 学習のステップ | 秒 | 速さ | 行/秒 | MFU | GB あたりの行数 | 勾配の相対誤差 |",
+    packs="| 画像が2倍のとき、`pack_tokens` ごとに | パック | 秒 | 記事のやり方 | 速さ |",
     decoding="| 生成 | トークン/秒 | メモリの限界に対して |",
     encoding="特徴量の計算：毎秒 {pictures_per_second:.0f} 枚、MFU {mfu:.0%}。",
     checks="| CPU の float32 と比べたもの | 相対誤差 |",
@@ -93,6 +96,7 @@ class Scale:
         config: Makes the model's configuration.
         dtype: Of weights and computing.
         pictures, pack_tokens: Of a training step.
+        pack_sizes: `pack_tokens` that are tried beside it.
         rounds: How often everything is timed.
         tokens: Most tokens that are decoded.
         batches: Prompts that are decoded at a time.
@@ -104,6 +108,7 @@ class Scale:
     dtype: torch.dtype
     pictures: int
     pack_tokens: int
+    pack_sizes: tuple[int, ...]
     rounds: int
     tokens: int
     batches: tuple[int, ...]
@@ -116,6 +121,7 @@ TRUE = Scale(
     dtype=torch.bfloat16,
     pictures=8,
     pack_tokens=1024,
+    pack_sizes=(1024, 2048, 4096, 8192),
     rounds=5,
     tokens=130,
     batches=(1, 16),
@@ -127,6 +133,7 @@ TINY = Scale(
     dtype=torch.float32,
     pictures=2,
     pack_tokens=256,
+    pack_sizes=(256, 512),
     rounds=1,
     tokens=4,
     batches=(1, 2),
@@ -166,6 +173,20 @@ def training(model: JMiniGPT4ForConditionalGeneration, scale: Scale) -> dict[str
                 "rows_per_gb": held / result["activation_gb"],
                 "gradient_relative_error": result["gradient_relative_error"],
             }
+    return results
+
+
+def packs(model: JMiniGPT4ForConditionalGeneration, scale: Scale) -> dict[str, Any]:
+    """Our step against the article's by the size of packs: a GPU waits for Python between small ones."""
+    results: dict[str, Any] = {}
+    for kind, tokens in itertools.product(("captions", "questions"), scale.pack_sizes):
+        contenders = Contenders(model, make_rows(kind, 2 * scale.pictures, model.config, seed=0), tokens)
+        raced = race(contenders, ["article", "ours"], scale.rounds, clock_of(model.device.type))
+        results[f"{kind}/{tokens}"] = {
+            "packs": len(contenders.packs),
+            "seconds": raced["ours"]["seconds"],
+            "seconds_article": raced["article"]["seconds"],
+        }
     return results
 
 
@@ -229,6 +250,7 @@ def measure(device: str, scale: Scale) -> dict[str, Any]:
     model = make_model(scale.config(), scale.dtype, device)
     results["language_model_parameters"] = sum(each.numel() for each in model.model.language_model.parameters())
     results["training"] = training(model, scale)
+    results["packs"] = packs(model, scale)
     results["encoding"] = encoding(model, scale)
     results["decoding"] = decoding(model, scale)
     results["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9 if with_memory else 0.0
@@ -254,6 +276,12 @@ def page(results: dict[str, Any], words: Words = ENGLISH) -> str:
             f"| {name} | {each['seconds']:.3f} | {each['ratio']:.2f} ({each['ratio_spread'][0]:.2f}-"
             f"{each['ratio_spread'][1]:.2f}) | {each['rows_per_second']:.0f} | {each['mfu']:.0%} | "
             f"{each['rows_per_gb']:.1f} | {each['gradient_relative_error']:.0e} |"
+        )
+    lines += ["", words.packs, "|---|---|---|---|---|"]
+    for name, each in results["packs"].items():
+        lines.append(
+            f"| {name} | {each['packs']} | {each['seconds']:.3f} | {each['seconds_article']:.3f} | "
+            f"{each['seconds_article'] / each['seconds']:.2f} |"
         )
     lines += ["", words.decoding, "|---|---|---|"]
     for name, each in results["decoding"].items():

@@ -73,12 +73,12 @@ def make_config(true_scale: bool) -> JMiniGPT4Config:
 def make_model(config: JMiniGPT4Config, dtype: torch.dtype, device: str = "cpu") -> JMiniGPT4ForConditionalGeneration:
     """Random weights of the usual 0.02, made in their dtype; one block of a million numbers over and over: drawing
     billions takes longer than the race."""
-    torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with no_init_weights(), torch.device(device):
         model = JMiniGPT4ForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
-    block = torch.randn(1_000_003).mul_(0.02).to(device, dtype)
+    # Of a generator of its own: what a model draws while it is made is drawn on its device.
+    block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device, dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:

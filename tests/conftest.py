@@ -17,6 +17,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not os.environ.get("GPU_PAGE"):  # the numbers are a CPU's, on machines with a GPU as well; `make gpu` shows it
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "JMINIGPT4_ROWS" not in os.environ:  # where processes that tests start find it, too
     _ROWS = tempfile.TemporaryDirectory(prefix="rows-")
     os.environ["JMINIGPT4_ROWS"] = _ROWS.name

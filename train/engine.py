@@ -31,7 +31,7 @@ from .order import SampleOrder
 from .packing import Packer
 from .packing_proof import exact_packer, longest_groups
 from .parts import check_options
-from .plan import advice, fitting_in_memory, measure, repetition
+from .plan import advice, fitting_in_memory, measure, repetition, tokens_of_a_pack
 from .recipe import Recipe
 from .reporting import Reports, check_report
 from .resuming import check_resumable, describe_run
@@ -174,7 +174,7 @@ def dry_run(
         sentences that say what to change.
     """
     run = _prepare(model, data, recipe, cache=cache, fill=False, **options)
-    with run.held, fitting_in_memory(run.recipe):
+    with run.held, fitting_in_memory(run.packer.pack_tokens):
         plan = run.dry_run(cache, Path(output), None if export is None else Path(export))
     return plan | {"advice": advice(run, plan, cache)}
 
@@ -296,7 +296,7 @@ class Run:
         self.packer = Packer(
             model.config.image_token_id,
             model.config.num_query_tokens,
-            recipe.pack_tokens,
+            tokens_of_a_pack(recipe, self.device),
             prefix=() if _no_prefix(recipe) else self.rows.prefix(first_rows(groups, 3)),
             mean_per_answer=recipe.loss == "answer_mean",
             share=recipe.share_prefix,
@@ -363,7 +363,7 @@ class Run:
             BlockingIOError: Another process trains in `output`.
             ValueError: A step does not fit into the device's memory, or as of the function `train`.
         """
-        with self._alone_in(output), fitting_in_memory(self.recipe):
+        with self._alone_in(output), fitting_in_memory(self.packer.pack_tokens):
             return self._train(output, resume, report_to, progress, workers)
 
     @contextmanager
@@ -525,7 +525,7 @@ class Run:
 
     def _prove_packing(self):
         """Steps of plain rows where packs are not exact; found before anything is learnt, in a resumed run as well."""
-        groups = longest_groups(self.sources, self.rows, self.recipe.pack_tokens)
+        groups = longest_groups(self.sources, self.rows, self.packer.pack_tokens)
         packer = exact_packer(self.loss, self.packer, groups, self.state.is_main_process)
         for steps in (self.steps, self.validation):
             if steps is not None:

@@ -20,8 +20,8 @@ Sums = Callable[..., list[float]]
 class StageClock:
     """Seconds of each stage of training, in this process.
 
-    On CUDA the stages lie between events on the stream, which nothing waits for before the times are asked for
-    (written for CUDA, run on CPUs only); elsewhere between two looks at the clock.
+    On CUDA the stages lie between events on the stream, which nothing waits for before the times are asked for;
+    elsewhere between two looks at the clock.
 
     Args:
         device: Where the model is.

@@ -27,14 +27,33 @@ from .sources import pictures_of
 from .steps import Step
 from .store_files import files_of
 
+PACK, PACK_ON_A_LARGE_GPU = 1024, 2048  # tokens
+LARGE_GPU = 20.0  # GB
 SECONDS = 20  # after which no further picture is encoded and no further pack computed
 DAY = 24.0  # hours: what takes longer is worth a word
 OFTEN = 1000  # times that a picture is seen
 
 
+def tokens_of_a_pack(recipe: Recipe, device: torch.device) -> int:
+    """`pack_tokens`, and what `auto` is for a device, the same for all processes. Between small packs a GPU waits for
+    Python: a language model of 3.5 B goes through packs of 2048 in about half the time (`docs/gpu.md`), and holds
+    twice the activations, 5 GB, for which a card must have room beside the weights."""
+    if recipe.pack_tokens != "auto":
+        return recipe.pack_tokens
+    large = device.type != "cpu" and _memory_gb(device) > LARGE_GPU
+    return min(from_all([PACK_ON_A_LARGE_GPU if large else PACK]))
+
+
+def _smaller(pack_tokens: int) -> int:
+    return max(64, pack_tokens // 2)
+
+
 @contextmanager
-def fitting_in_memory(recipe: Recipe) -> Generator[None]:
+def fitting_in_memory(pack_tokens: int) -> Generator[None]:
     """Around what computes steps: a device whose memory is too small is one sentence.
+
+    Args:
+        pack_tokens: Of the run.
 
     Raises:
         ValueError: It is; the message names what makes a step smaller.
@@ -44,7 +63,7 @@ def fitting_in_memory(recipe: Recipe) -> Generator[None]:
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"The device's memory is too small ({reason}) `--set pack_tokens={max(64, recipe.pack_tokens // 2)}` or "
+            f"The device's memory is too small ({reason}) `--set pack_tokens={_smaller(pack_tokens)}` or "
             "`--set gradient_checkpointing=true` need less for the same gradient; so does `--set load_in_8bit=true`."
         ) from None
 
@@ -244,7 +263,7 @@ def advice(run: Any, plan: dict[str, Any], cache: str | os.PathLike | None) -> l
             f"Encoding pictures takes {_time(alone)} of this: `--cache FOLDER` does it once for all, {_time(once)}."
         )
     if plan["peak_memory_gb"] + plan["optimizer_memory_gb"] > 0.9 * plan["memory_gb"]:
-        smaller = max(64, run.recipe.pack_tokens // 2)
+        smaller = _smaller(run.packer.pack_tokens)
         said.append(
             f"Memory is nearly full: `--set pack_tokens={smaller}` or `--set gradient_checkpointing=true` needs less."
         )

@@ -102,6 +102,7 @@ class Recipe(BaseModel):
         pictures_per_step: Groups of rows in an optimiser step, over all processes; a group is a picture and its rows.
         rows_per_picture: Most rows of a picture in one group; `None`: all.
         pack_tokens: Most tokens in one forward pass. It sets the memory; the step is accumulated over its packs.
+            `auto`: 1024, and 2048 on a GPU of more than 20 GB.
         share_prefix: Whether rows of a picture share a sequence; off, every row is plain. Loss and gradient are equal.
         loss: `token_mean` over the step (the originals), or `answer_mean`: each answer counts the same.
         max_answer_tokens: An answer is cut after so many tokens, and loses its end mark then (the originals'
@@ -157,7 +158,7 @@ class Recipe(BaseModel):
     max_grad_norm: Rate = 0.0
     pictures_per_step: Count = 256
     rows_per_picture: Count | None = None
-    pack_tokens: Count = 1024
+    pack_tokens: Count | Literal["auto"] = "auto"
     share_prefix: bool = True
     loss: Literal["token_mean", "answer_mean"] = "token_mean"
     max_answer_tokens: Count | None = None

@@ -18,7 +18,7 @@ found: dict = {"checks": {}}
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip("needs a CUDA device and `make gpu`")
     return request.param
 
 

@@ -17,6 +17,9 @@ def test_figures(gpu, device, figures, tmp_path):
     exact = [results["training"][f"{kind}/ours"]["gradient_relative_error"] for kind in ("captions", "questions")]
     assert max(exact) < (0.1 if device == "cuda" else 1e-5)
     assert results["training"]["captions/ours"]["rows_per_gb"] > results["training"]["captions/article"]["rows_per_gb"]
+    packs = [each["packs"] for name, each in results["packs"].items() if name.startswith("questions")]
+    assert packs == sorted(packs, reverse=True) and packs[0] > packs[-1]
+    assert all(each["seconds"] > 0 and each["seconds_article"] > 0 for each in results["packs"].values())
     assert len(results["decoding"]) == 5 and results["encoding"]["pictures_per_second"] > 0
     for name, each in results["decoding"].items():
         if name.startswith("batch"):

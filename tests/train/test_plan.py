@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from jminigpt4.train import engine, plan
-from jminigpt4.train.plan import advice, fitting_in_memory, lines, repetition
+from jminigpt4.train.packing import Packer
+from jminigpt4.train.plan import advice, fitting_in_memory, lines, repetition, tokens_of_a_pack
 from jminigpt4.train.recipe import Recipe
 
 
@@ -83,6 +84,7 @@ def test_an_absurd_plan_is_named_with_its_remedy(dry, capsys):
 class FakeRun:
     def __init__(self, recipe, pictures):
         self.recipe, self.size = recipe, pictures
+        self.packer = Packer(7, 4, tokens_of_a_pack(recipe, torch.device("cpu")))
 
 
 def planned(**changes):
@@ -121,8 +123,26 @@ def test_a_training_that_repeats_absurdly_says_so(make_model, processor, caption
     assert "Warning: 18,000 steps of 1 would show each of the 8 pictures 2,250 times." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("device", "gigabytes", "tokens"), [("cpu", 99, 1024), ("cuda", 16, 1024), ("cuda", 24, 2048)]
+)
+def test_packs_are_larger_on_a_gpu_with_room(monkeypatch, device, gigabytes, tokens):
+    monkeypatch.setattr(plan, "_memory_gb", lambda device: gigabytes)
+    assert tokens_of_a_pack(Recipe(), torch.device(device)) == tokens
+    assert tokens_of_a_pack(Recipe(pack_tokens=300), torch.device(device)) == 300
+    # All processes pack alike, whatever the card of each.
+    monkeypatch.setattr(plan, "from_all", lambda mine: [*mine, 1024])
+    assert tokens_of_a_pack(Recipe(), torch.device(device)) == 1024
+
+
+def test_a_recipe_keeps_that_packs_are_left_to_the_device():
+    assert Recipe().values()["pack_tokens"] == "auto"
+    with pytest.raises(ValueError, match="pack_tokens"):
+        Recipe(pack_tokens="many")
+
+
 def test_too_little_memory_is_one_sentence(dry, make_model, monkeypatch):
-    with pytest.raises(ValueError) as raised, fitting_in_memory(Recipe(pack_tokens=512)):
+    with pytest.raises(ValueError) as raised, fitting_in_memory(512):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee documentation")
     assert "`--set pack_tokens=256`" in str(raised.value) and "\n" not in str(raised.value)
 
