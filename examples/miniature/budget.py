@@ -2,7 +2,8 @@
 
 `python budget.py WORK` -> WORK/budget.json and a table: how often the name, and the kind, of a plain drawing by each
 unseen artist is told by the nearest class mean on the tower's maps, on the Q-Former's features and behind the trained
-Linear, by the nearest word behind it, and by the language model. A stage that loses much is the one to work on.
+Linear, by linear maps that learn names alone, by the nearest word behind the Linear, and by the language model, with
+「分かりません」 forbidden and as it is. A stage that loses much is the one to work on.
 
 `python budget.py --readout FOLDER` needs no picture: it lays vectors at known cosines to names before a language model
 and asks what it sees. Choose a language model by it before training anything on pictures.
@@ -20,25 +21,30 @@ import typer
 from align import query_features
 from blends import Dictionary, Words, at_cosine
 from drawings import COLOURS, listed_concepts
-from examine import BATCH, CANDIDATES, Examination, read_answers
+from examine import BATCH, CANDIDATES, Examination, encode, read_answers
 from pretrain_language import EOS, PAD, Sequences
 from queries import PARTS, QUERIES
 from questions import NAME, name_answer
 from scoring import Scores, mean_and_interval, scores_of, well_formed
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 ROW = "trained projection, seed 0"
 AT_MOST = 12000  # training pictures, of which the class means are
 KINDS = ("plain", "one")  # of training picture
-TOWER, QFORMER, LINEAR, WORD, SAID = (
+ASKED_FOR = ("name", "kind")
+TOWER, QFORMER, CLASSIFIER, TO_WORDS, LINEAR, WORD, NAMED, SAID = (
     "the tower's maps, nearest class mean",
     "nearest class mean of what the Linear sees",  # a row of the table, too
+    "linear classifier of what the Linear sees",
+    "linear map of it to the words, trained alone",
     "behind the Linear, nearest class mean",
     "behind the Linear, nearest word",
+    "what the language model says, 分かりません forbidden",
     "what the language model says",
 )
+STEPS_ALONE, BATCH_ALONE, RATE_ALONE = 300, 2048, 0.02
 COSINES, TRIES = (1.0, 0.6, 0.4, 0.3), 300
 MARKED, TOLD_AT = 0.8, 40.0  # how much of its mark a place has, and its norm, in the middle of those of `blends.py`
 PROBES, HELD_OUT = 1500, 300  # vectors by which the linear readout is estimated, and by which it is tried
@@ -105,6 +111,26 @@ def nearest_mean(taught: torch.Tensor, labels: np.ndarray, asked: torch.Tensor, 
     return (asked @ normalize(sums, dim=1).T).argmax(1).numpy()
 
 
+def read_linearly(taught: torch.Tensor, labels: np.ndarray, asked: torch.Tensor, words: torch.Tensor) -> np.ndarray:
+    """What a linear map to `words` `(names, n)` says of each asked vector; with the identity for words it is a free
+    classifier. It learns names alone and sees each picture some fifty times, which is what a Linear could learn of the
+    names if it had nothing else to tell and no language model to go through."""
+    torch.manual_seed(0)
+    mean = taught.mean(0)
+    scale, numbers = (taught - mean).norm(dim=1).mean(), torch.from_numpy(labels)
+    taught, asked = (taught - mean) / scale, (asked - mean) / scale
+    layer = torch.nn.Linear(taught.shape[1], words.shape[1])
+    torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=0.0)
+    for step in range(STEPS_ALONE):
+        optimizer.param_groups[0]["lr"] = RATE_ALONE * (1 - step / STEPS_ALONE)
+        batch = torch.randint(0, len(taught), (BATCH_ALONE,))
+        cross_entropy(layer(taught[batch]) @ words.T, numbers[batch]).backward()
+        optimizer.step(), optimizer.zero_grad()
+    with torch.no_grad():
+        return (layer(asked) @ words.T).argmax(1).numpy()
+
+
 def words_of(folder: Path, embedding: Any, concepts: Sequence) -> Words:
     """What the words of a language model's folder are as vectors."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
@@ -117,24 +143,35 @@ def stages_of(work: Path) -> Stages:
     maps = np.load(work / "eyes" / "maps.npy", mmap_mode="r")
     taught, asked = (features_of(model, maps, rows) for rows in (views.taught, views.asked))
     labels = views.names[views.taught]
-    stages = {
-        title: views.guessed(nearest_mean(taught[stage], labels, asked[stage], stage == "tower"))
-        for title, stage in ((TOWER, "tower"), (QFORMER, "qformer"), (LINEAR, "linear"))
-    }
-    words = words_of(work / "language", model.get_input_embeddings(), views.concepts)
+    names = words_of(work / "language", model.get_input_embeddings(), views.concepts).names[:-2]
+    seen = (taught["qformer"], labels, asked["qformer"])
     behind = normalize(asked["linear"] - taught["linear"].mean(0), dim=1).numpy()
-    stages[WORD] = views.guessed((behind @ words.names[:-2].T).argmax(1))
-    stages[SAID] = _said(work, views)
-    return stages
+    guesses = {
+        TOWER: nearest_mean(taught["tower"], labels, asked["tower"], standardised=True),
+        QFORMER: nearest_mean(*seen, standardised=False),
+        CLASSIFIER: read_linearly(*seen, words=torch.eye(len(names))),
+        TO_WORDS: read_linearly(*seen, words=torch.from_numpy(names)),
+        LINEAR: nearest_mean(taught["linear"], labels, asked["linear"], standardised=False),
+        WORD: (behind @ names.T).argmax(1),
+    }
+    stages = {title: views.guessed(guess) for title, guess in guesses.items()}
+    return stages | {NAMED: said(views, named(views)), SAID: said(views, read_answers(work)[ROW])}
 
 
-def _said(work: Path, views: Views) -> dict[str, dict[str, list[float]]]:
-    """What the table has of it: names and kinds, each asked for."""
-    said = read_answers(work)[ROW]
-    examination = views.examination
-    exams = {exam: said[exam] for exam in ("name", "kind")}
+def named(views: Views) -> dict[str, dict[str, Any]]:
+    """The answers where nothing is refused."""
+    speaker, examination = CANDIDATES[ROW].speaker(views.examination.work), views.examination
+    speaker.model.generation_config.begin_suppress_tokens = [speaker.unknown]
+    features = encode(speaker.model, examination.work / "eyes", views.asked.tolist())
+    of_views = dict(zip(views.asked.tolist(), features, strict=True))
+    return {exam: vars(speaker.hold(examination.asked[exam], of_views)) for exam in ASKED_FOR}
+
+
+def said(views: Views, answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Names and kinds, each asked for, as the table has them."""
+    examination, exams = views.examination, {exam: answers[exam] for exam in ASKED_FOR}
     scores = scores_of(exams, examination.asked, examination.concepts, well_formed(views.concepts))
-    return views.cells({measure: scores[measure] for measure in ("name", "kind")})
+    return views.cells({measure: scores[measure] for measure in ASKED_FOR})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
