@@ -184,3 +184,22 @@ def copying(attention: torch.nn.Module) -> torch.Tensor:
         return (attention.dense.weight @ fused[:, 2].reshape(-1, fused.shape[-1])).detach()
     width = attention.c_proj.weight.shape[0]
     return (attention.c_attn.weight[:, 2 * width :] @ attention.c_proj.weight).detach()
+
+
+def test_a_linear_map_reads_what_words_can_tell_apart():
+    """Twenty things in twenty directions of fifty: all are read by a free classifier; where two words are one vector,
+    those two things are not told apart, and the others are."""
+    from budget import read_linearly
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 20
+    directions = np.linalg.qr(rng.standard_normal((50, 20)))[0].T
+    shown = torch.from_numpy((directions[labels] + 0.05 * rng.standard_normal((400, 50))).astype(np.float32))
+    free = torch.eye(20)
+    assert (read_linearly(shown[:300], labels[:300], shown[300:], free) == labels[300:]).all()
+    words = free.clone()
+    words[7] = words[3]
+    said = read_linearly(shown[:300], labels[:300], shown[300:], words)
+    assert {*said[labels[300:] == 7]} == {*said[labels[300:] == 3]} == {3}
+    others = ~np.isin(labels[300:], [3, 7])
+    assert (said[others] == labels[300:][others]).all()
