@@ -81,7 +81,7 @@ JAPANESE = Words(
     measured="{device}、torch {torch}、{dtype}、言語モデルは {billions:.2f}B パラメータ。"
     "実測の性能は {peak:.1f} TFLOP/s と {memory:.2f} TB/s、メモリは最大 {held:.1f} GB。\n",
     training="| 学習のステップ | 秒 | 速さ | 行/秒 | MFU | GB あたりの行数 | 勾配の相対誤差 |",
-    packs="| 画像が2倍のとき、`pack_tokens` ごとに | パック | 秒 | 記事のやり方 | 速さ |",
+    packs="| 画像を倍にして、`pack_tokens` ごとに | パック | 秒 | 記事のやり方 | 速さ |",
     decoding="| 生成 | トークン/秒 | メモリの限界に対して |",
     encoding="特徴量の計算：毎秒 {pictures_per_second:.0f} 枚、MFU {mfu:.0%}。",
     checks="| CPU の float32 と比べたもの | 相対誤差 |",
