@@ -21,7 +21,7 @@ import typer
 from align import query_features
 from blends import Dictionary, Words, at_cosine
 from drawings import COLOURS, listed_concepts
-from examine import BATCH, CANDIDATES, Examination, encode, read_answers
+from examine import BATCH, CANDIDATES, Examination, Speaker, encode, read_answers
 from pretrain_language import EOS, PAD, Sequences
 from queries import PARTS, QUERIES
 from questions import NAME, name_answer
@@ -139,7 +139,8 @@ def words_of(folder: Path, embedding: Any, concepts: Sequence) -> Words:
 
 def stages_of(work: Path) -> Stages:
     """The error budget of the projection of seed 0."""
-    views, model = Views(work), CANDIDATES[ROW].speaker(work).model
+    views, speaker = Views(work), CANDIDATES[ROW].speaker(work)
+    model = speaker.model
     maps = np.load(work / "eyes" / "maps.npy", mmap_mode="r")
     taught, asked = (features_of(model, maps, rows) for rows in (views.taught, views.asked))
     labels = views.names[views.taught]
@@ -155,12 +156,12 @@ def stages_of(work: Path) -> Stages:
         WORD: (behind @ names.T).argmax(1),
     }
     stages = {title: views.guessed(guess) for title, guess in guesses.items()}
-    return stages | {NAMED: said(views, named(views)), SAID: said(views, read_answers(work)[ROW])}
+    return stages | {NAMED: said(views, named(speaker, views)), SAID: said(views, read_answers(work)[ROW])}
 
 
-def named(views: Views) -> dict[str, dict[str, Any]]:
-    """The answers where nothing is refused."""
-    speaker, examination = CANDIDATES[ROW].speaker(views.examination.work), views.examination
+def named(speaker: Speaker, views: Views) -> dict[str, dict[str, Any]]:
+    """The answers where nothing is refused, from here on."""
+    examination = views.examination
     speaker.model.generation_config.begin_suppress_tokens = [speaker.unknown]
     features = encode(speaker.model, examination.work / "eyes", views.asked.tolist())
     of_views = dict(zip(views.asked.tolist(), features, strict=True))
